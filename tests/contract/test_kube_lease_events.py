@@ -54,7 +54,7 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
 
 
 def test_one_look_tells_whether_a_replica_writes(side: Side) -> None:
-    """It holds a shard of this owner, and renewed its own Lease lately; whoever may list none sees none."""
+    """It holds a shard of this owner, and renewed its own Lease lately; a client that may list none sees none."""
     late = timedelta(seconds=(ALIVE_DURATIONS + 1) * 15)
 
     def shard(name: str, owner: str, since: timedelta = timedelta()) -> LeaseLock:

@@ -226,7 +226,7 @@ def test_the_page_may_be_off_or_have_an_address_of_its_own(lab: Lab, namespace: 
 def test_it_ends_quickly_on_sigterm_and_removes_nothing(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
-    """A clean stop, long before anything would kill it (two seconds on a machine at rest); what it made stays."""
+    """A clean stop, long before anything would kill it (two seconds on an idle machine); what it made stays."""
     name = f"{prefix}web"
     consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
     eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.1.1", 80)])

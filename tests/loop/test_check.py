@@ -120,7 +120,7 @@ def test_a_name_that_consul_does_not_list_is_a_warning_with_what_looks_like_it(b
 
 
 def test_a_pass_names_all_rights_that_it_lacks_at_once(both: Both) -> None:
-    """A server refuses one request at a time: what would be refused next is said as well, with what grants it."""
+    """A server refuses one request at a time: what would be refused next is reported as well, with what grants it."""
     for verb, resource in (("create", "services"), ("create", "endpoints"), ("patch", "endpoints")):
         both.kube.forbid("admin", verb, resource)
     report = both.report(Rule(services=("web",)))

@@ -302,7 +302,7 @@ class Stage:
         if "kept" in manners:
             meta = replace(meta, ownership=((KEEP, "true"),))
         group = Group(Family.IPV4, tuple(sorted(ports)), tuple(endpoints))
-        piece = CurrentSlice(meta, service, group, manager="" if manager in ("no owner", "nobody") else manager)
+        piece = CurrentSlice(meta, service, group, manager="" if manager == "no owner" else manager)
         cluster.others = (*cluster.others, piece)
 
     def place(self, text: str) -> None:
@@ -311,7 +311,7 @@ class Stage:
         if first.startswith("EndpointSlice "):
             self._place_slice(first, manners)
             return
-        if first.startswith(("HTTPRoutes cannot be listed: ", "nobody can tell HTTPRoutes: ")):
+        if first.startswith("HTTPRoutes cannot be listed: "):
             why = Reason(Code.ROUTES_UNREAD, why=first.partition(": ")[2])
             for cluster in self.store.clusters.values():
                 cluster.route = why

@@ -3,7 +3,7 @@
     python -m tests.support.compat.python [--lowest] [--tests PATH...] PYTHON...
 
 Each gets a virtual environment of its own, with what requirements/dev.txt pins; `--lowest` then takes every library of
-pyproject.toml in the lowest version that stands there. Exit status 1 when any test failed.
+pyproject.toml in the lowest version that it allows. Exit status 1 when any test failed.
 """
 
 from __future__ import annotations

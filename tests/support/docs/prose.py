@@ -99,6 +99,7 @@ EVERYWHERE = (
     "docs",
     "image",
     "manifests",
+    "tests",
     "Dockerfile",
     "Makefile",
     "README.md",

@@ -91,7 +91,7 @@ def test_a_filter_is_in_doubt_when_it_was_changed_and_has_shown_nothing() -> Non
 
 
 def test_a_rule_keeps_what_it_has_matched_when_others_change() -> None:
-    """A reload of the same file proves nothing new; a rule that is changed begins anew."""
+    """A reload of the same file proves nothing new; a rule that is changed begins from scratch."""
     rule = Rule(name="live", services=("orders",), tags=("live",))
     state, query = _state(rule, orders=frozenset({"live"})), Query("dc1", "orders")
     state.on_view(query, Known((instance(tags=("live",)),)))

@@ -68,7 +68,7 @@ class Server:
         self.tell(LeaseEvent(name, None, self.revision))
 
     def tell(self, event: LeaseEvent) -> None:
-        """Whoever watches is to hear of it some time."""
+        """A replica that watches learns of it some time later."""
         for waiting in self.watches:
             waiting.append(event)
 
@@ -213,7 +213,7 @@ class Simulation:
         return name
 
     def hear(self, name: str, count: int | None = None) -> None:
-        """A replica that watches is told what happened, or the first so many things."""
+        """A replica that watches learns what happened, or the first so many events of it."""
         events = self.untold.get(name)
         if events is None or name in self.deaf:
             return
@@ -287,7 +287,7 @@ def test_a_shard_is_given_up_only_after_its_last_write(sim: Simulation) -> None:
 
 @pytest.mark.parametrize("watching", [False, True])
 def test_a_dead_replica_is_followed_when_its_session_has_ended(sim: Simulation, watching: bool) -> None:
-    """kill -9: nobody takes its shard before its own Lease was unchanged for the duration; then that Lease goes."""
+    """kill -9: no replica takes its shard before its own Lease was unchanged for the duration; then that Lease goes."""
     one, two = sim.add(watching=watching), sim.add(watching=watching)
     sim.turn(rounds=4)
     assert sim.held() == {one: [0], two: []}
@@ -346,7 +346,7 @@ def test_who_was_paused_ends_no_session_that_was_renewed_meanwhile(sim: Simulati
 
 
 def test_a_new_session_has_nothing_of_the_one_before(sim: Simulation) -> None:
-    """A user deletes the Lease of a replica: its shard is free, and taken anew, for the new session."""
+    """A user deletes the Lease of a replica: its shard is free, and taken again, for the new session."""
     one = sim.add()
     sim.turn(rounds=4)
     (name,) = (name for name, record in sim.server.records.items() if record.labels[KIND] == "member")
@@ -394,7 +394,7 @@ def test_a_shard_whose_lease_was_deleted_is_written_until_that_is_heard_and_no_l
 
 
 def test_replicas_of_before_that_renew_shards_leases_are_waited_for(sim: Simulation) -> None:
-    """They would take what nobody renews: the new ones stand by until the last of them has gone."""
+    """They would take what no replica renews: the new ones stand by until the last of them has gone."""
     old = LeaseRecord(
         "old", DURATION, "", "", 0, "1", uid="uid-1", labels={KIND: "member"}, annotations={"consul-bridge/shards": "1"}
     )
@@ -764,9 +764,9 @@ def test_no_target_ever_has_two_writers(
 ) -> None:
     """Whatever happens in whatever order, with different numbers of shards, of one or two installations.
 
-    Who watches hears of things late, and acts on what it knows.
+    A replica that watches learns of events late, and acts on what it knows.
 
-    In the end somebody writes each; with two installations, unless all that are left gave way to one that has gone.
+    In the end a replica writes each; with two installations, unless all that are left gave way to one that has gone.
     """
     sim = Simulation()
     kinds = list(zip(numbers, names, watching, strict=True))
