@@ -174,6 +174,8 @@ class Election:
     asked there. `process` is how this process proves to a later one that it has ended, `has_ended` what a proof says.
     """
 
+    # attributes: one thread's state: ten are what it was given, nine the parts that have rules of their own, the rest
+    # what its last turn came to, which other threads only read
     def __init__(
         self,
         leases: Leases,
