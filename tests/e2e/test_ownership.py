@@ -159,6 +159,7 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
     env = environment(lab.consul.address, lab.kubeconfig)
     for n in range(4):
         consul.register(f"{prefix}a{n}", f"{prefix}vm-a{n}", f"10.77.1.{n + 1}", 80)
+    consul.register(f"{prefix}b", f"{prefix}vm-b", "10.77.1.9", 80)  # a pattern that matches nothing takes nothing away
     daemons, owner = [], f"o-{prefix.strip('-')}"
     for name in ("a", "b"):
         file = tmp_path / f"{name}.yaml"
