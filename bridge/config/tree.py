@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, PrivateAttr
@@ -46,8 +46,6 @@ from bridge.core.model import (
 )
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from bridge.consul.client import ConsulConfig
     from bridge.controller.options import RunOptions
     from bridge.core.annotated import Annotated as AnnotatedPolicy
@@ -59,7 +57,12 @@ if TYPE_CHECKING:
     from bridge.pipeline.dns import ResolverSettings
     from bridge.retry import RetryPolicy
 
-T = TypeVar("T", bound="DataclassInstance")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=_Dataclass)
 
 SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
 """Where Kubernetes puts a pod's token."""
