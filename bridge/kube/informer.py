@@ -745,8 +745,9 @@ class _Reflector:
         while not self._shared.stop.is_set():
             self._progress = False
             error = self.cycle()
-            self.error = None if not self._asked else error
-            if not self._asked:
+            unwanted = not self._asked and self.settled.is_set()  # not settled: whether we may was not answered yet
+            self.error = None if unwanted else error
+            if unwanted:
                 if self._shared.stop.wait(UNWANTED_SECONDS):
                     return
             elif error is None:

@@ -785,6 +785,7 @@ def test_a_server_that_is_not_verified_is_told_by_readiness_and_log(
     Path(running.kubeconfig).write_text(json.dumps(config))
     observer = Warned()
     running.bridge._observer.add(observer)
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)  # or the rule that matches nothing is a warning, too
     try:
         running.start()
         ready, detail = running.bridge.ready()
