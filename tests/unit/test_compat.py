@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Mapping
 
 import pytest
 import yaml
 
 from bridge.oneshot.versions import TRIED
-from tests.support.compat.__main__ import NEWER, ROOT, Pair, left_out, pairs
+from tests.support.compat import ROOT, run_tests
+from tests.support.compat.__main__ import NEWER, Pair, left_out, pairs
 from tests.support.compat.python import lowest
 from tests.support.compat.servers import CONSUL, built
 from tests.support.lab import LabError
@@ -83,3 +85,10 @@ def test_what_is_no_version_is_refused_before_anything_is_built(version: str) ->
 def test_every_library_has_a_lowest_version_that_can_be_tried() -> None:
     """`make compat PYTHONS=python3.11 LOWEST=1` takes it from pyproject.toml."""
     assert {"kubernetes==37", "python-consul2==0.1.5"} <= set(lowest())
+
+
+def test_the_last_line_of_the_tests_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
+    """With what they print, and whether they passed; also where nothing is printed."""
+    assert run_tests([sys.executable, "-c", "print('F\\n1 failed'); raise SystemExit(1)"]) == ("1 failed", False)
+    assert run_tests([sys.executable, "-c", ""]) == ("nothing ran", True)
+    assert capfd.readouterr().out == "F\n1 failed\n\n\n"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.support.compat import run_tests
 from tests.support.compat.servers import CONSUL, KUBERNETES, built
 from tests.support.lab import LabError
 from tests.support.lab.build import TOOLS, binaries
@@ -35,7 +35,6 @@ TESTS = (
 )  # fmt: skip
 """What depends on what the servers do. `--tests` names others."""
 NEWER = Path(__file__).with_name("newer.yaml")
-ROOT = Path(__file__).resolve().parents[3]
 Pair = tuple[str, str]
 """A version of Kubernetes and one of Consul; "" is the lab's own."""
 
@@ -99,11 +98,9 @@ def main() -> int:
             print("\n".join(f"left out: {test}: {why}" for test, why in unfit.items()), flush=True)
             chosen_tests = (*asked.tests, *(f"--deselect={test}" for test in unfit))
             command = (sys.executable, "-m", "pytest", "-q", "-m", "lab", "-rf", *chosen_tests)
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, flush=True)
-        lines = done.stdout.strip().splitlines() or ["nothing ran"]
-        table.append(f"{name}: {lines[-1]}")
-        failed = failed or done.returncode != 0
+            line, passed = run_tests(command, environment)
+        table.append(f"{name}: {line}")
+        failed = failed or not passed
     print("\n".join(("", *table)))
     return 1 if failed else 0
 

@@ -17,7 +17,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.compat import ROOT, run_tests
+
 TESTS = ("tests/unit", "tests/scenarios", "tests/loop")
 _BOUND = re.compile(r"^([\w-]+)(?:>=|==)([\d.]+)")
 
@@ -64,10 +65,9 @@ def main() -> int:
                 failed = True
                 continue
             command = (program, "-m", "pytest", "-q", "-m", "not lab", "-p", "no:cacheprovider", "-rf", *asked.tests)
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, flush=True)
-        table.append(f"{name}: {(done.stdout.strip().splitlines() or ['nothing ran'])[-1]}")
-        failed = failed or done.returncode != 0
+            line, passed = run_tests(command)
+        table.append(f"{name}: {line}")
+        failed = failed or not passed
     print("\n".join(("", *table)))
     return 1 if failed else 0
 
