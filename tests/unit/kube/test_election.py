@@ -586,39 +586,31 @@ def seconds(duration: float) -> int:
     return round(duration / 0.6)
 
 
-def test_who_sees_no_consul_for_long_leaves_the_writing_to_one_who_does(sim: Simulation) -> None:
-    """Half a minute, not less; back again it gets its share when that has lasted as well."""
+@pytest.mark.parametrize(
+    ("lacking", "why"),
+    [("blind", "Consul could not be asked from here"), ("mute", "did not answer what was written from here")],
+)
+def test_a_replica_that_lacks_something_for_long_leaves_the_writing_to_another(
+    sim: Simulation, lacking: str, why: str
+) -> None:
+    """It sees no Consul, or its writes are not answered while its Lease is renewed over another connection.
+
+    Half a minute, not less; back again it gets its share when that has lasted as well.
+    """
     one, two = sim.add(2), sim.add(2)
     sim.turn(rounds=6)
     assert sim.held() == {one: [0], two: [1]}
-    sim.blind = {one}
+    setattr(sim, lacking, {one})
     sim.turn(rounds=seconds(28))
     assert sim.held() == {one: [0], two: [1]}
     sim.turn(rounds=seconds(10))
     assert sim.held() == {one: [], two: [0, 1]}
-    assert "Consul could not be asked from here" in str(sim.replicas[one].status()["waiting"])
-    sim.blind = set()
+    assert why in str(sim.replicas[one].status()["waiting"])
+    setattr(sim, lacking, set())
     sim.turn(rounds=seconds(28))
     assert sim.held() == {one: [], two: [0, 1]}
     sim.turn(rounds=seconds(10))
     assert (sorted(sim.held().values()), sim.replicas[one].status()["waiting"]) == ([[0], [1]], None)
-
-
-def test_whose_writes_are_not_answered_for_long_leaves_them_to_another(sim: Simulation) -> None:
-    """Its Lease is renewed all the time, over another connection: when it has lasted, to one that may do better."""
-    one, two = sim.add(2), sim.add(2)
-    sim.turn(rounds=6)
-    sim.mute = {one}
-    sim.turn(rounds=seconds(28))
-    assert sim.held() == {one: [0], two: [1]}
-    sim.turn(rounds=seconds(10))
-    assert sim.held() == {one: [], two: [0, 1]}
-    assert "did not answer what was written from here" in str(sim.replicas[one].status()["waiting"])
-    sim.mute = set()
-    sim.turn(rounds=seconds(28))
-    assert sim.held() == {one: [], two: [0, 1]}
-    sim.turn(rounds=seconds(10))
-    assert sorted(sim.held().values()) == [[0], [1]]
 
 
 def test_while_nobody_is_answered_the_leader_stays(sim: Simulation) -> None:
