@@ -398,20 +398,6 @@ class _Draft:
         """Note an object that is in the way."""
         self.conflicts.append(Conflict(self.target, kind, reason))
 
-    def write(
-        self,
-        kind: Kind,
-        name: str,
-        body: Body,
-        existing: Meta | None,
-        *,
-        same: bool,
-        reason: Reason | None = None,
-        meanwhile: Change | None = None,
-    ) -> None:
-        """Add a change to what should be."""
-        self.add(self.change(kind, name, body, existing, same=same, reason=reason, meanwhile=meanwhile))
-
     def change(
         self,
         kind: Kind,
@@ -583,7 +569,7 @@ def _route(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, anno
         labels,
         annotations,
     )
-    draft.write(Kind.HTTP_ROUTE, draft.target.name, body, meta, same=same)
+    draft.add(draft.change(Kind.HTTP_ROUTE, draft.target.name, body, meta, same=same))
 
 
 def _complete(
@@ -654,7 +640,9 @@ def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | 
     """`alone`: the body for when nothing but the Endpoints carries the addresses."""
     meanwhile = _mirrored_meanwhile(draft, existing, alone) if (SKIP_MIRROR, "true") in body.labels else None
     meta = None if existing is None else existing.meta
-    draft.write(Kind.ENDPOINTS, draft.target.name, body, meta, same=_is_same(existing, body), meanwhile=meanwhile)
+    draft.add(
+        draft.change(Kind.ENDPOINTS, draft.target.name, body, meta, same=_is_same(existing, body), meanwhile=meanwhile)
+    )
 
 
 def _is_same(existing: CurrentEndpoints | None, body: EndpointsBody) -> bool:
@@ -687,7 +675,7 @@ def _slices(draft: _Draft, desired: Mirror, packed: Iterable[packing.Slice], own
         same = stands == (piece.group, own, annotations)
         meta = None if now is None else now.meta
         meanwhile = None if now is None else _kept_meanwhile(draft, now, body, desired)
-        draft.write(Kind.ENDPOINT_SLICE, piece.name, body, meta, same=same, meanwhile=meanwhile)
+        draft.add(draft.change(Kind.ENDPOINT_SLICE, piece.name, body, meta, same=same, meanwhile=meanwhile))
 
 
 def _kept_meanwhile(draft: _Draft, now: CurrentSlice, body: SliceBody, desired: Mirror) -> Change | None:
@@ -743,7 +731,7 @@ def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -
         return
     body = EndpointsBody((), existing.meta.labels, release.unmarked(existing.meta.annotations))
     same = existing.normalized and not existing.groups
-    draft.write(Kind.ENDPOINTS, existing.meta.name, body, existing.meta, same=same, reason=reason)
+    draft.add(draft.change(Kind.ENDPOINTS, existing.meta.name, body, existing.meta, same=same, reason=reason))
 
 
 def _drop_slice(
@@ -768,7 +756,11 @@ def _drop_slice(
     now = piece.meta.labels, release.unmarked(piece.meta.annotations)
     body = SliceBody(piece.service, empty, *(marked or now))
     same = not piece.group.endpoints and marked in (None, now)
-    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=reason, meanwhile=meanwhile)
+    draft.add(
+        draft.change(
+            Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=reason, meanwhile=meanwhile
+        )
+    )
 
 
 def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Current) -> bool:
@@ -798,7 +790,7 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
         if desired.service_ports is None:
             return False
         body = _service_body(desired, current, desired.headless, labels, annotations)
-        draft.write(Kind.SERVICE, draft.target.name, body, None, same=False)
+        draft.add(draft.change(Kind.SERVICE, draft.target.name, body, None, same=False))
         return True
     if existing.has_selector:
         draft.conflict(Kind.SERVICE, Reason(Code.SELECTOR))
@@ -819,8 +811,10 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
         draft.conflict(Kind.SERVICE, Reason(Code.HEADLESS_FIXED, now=now))
     headless = desired.headless if alias else existing.headless
     body = _service_body(desired, current, headless, labels, annotations)
-    draft.write(
-        Kind.SERVICE, draft.target.name, body, existing.meta, same=not alias and standing(existing, body) == body
+    draft.add(
+        draft.change(
+            Kind.SERVICE, draft.target.name, body, existing.meta, same=not alias and standing(existing, body) == body
+        )
     )
     return True
 
