@@ -525,6 +525,10 @@ def be_busy(consul: RawConsul, kube: RawKube) -> None:
         consul.flip(name, f"{name}-1", "passing")
 
 
+COUNTS = "#results td:nth-child(2), #results td:nth-child(2) *, #results td:nth-child(3), #results td:nth-child(3) *"
+"""How many endpoints are ready and how many are not, on both sides: what may not be cut off."""
+
+
 def look_at_everything(running: Daemon, opened: Open) -> None:
     """The first page and a service's, in both colours and on both screens."""
     backs = set()
@@ -534,6 +538,10 @@ def look_at_everything(running: Daemon, opened: Open) -> None:
                 page = opened(running.url + path, color_scheme=scheme, viewport={"width": width, "height": 860})
                 expect(page.locator("#live span")).to_have_text("Live")
                 assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+                assert (
+                    page.locator(COUNTS).evaluate_all("(all) => all.filter(e => e.scrollWidth > e.clientWidth).length")
+                    == 0
+                )
                 backs.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
                 picture(page, f"{what}-{scheme}-{size}")
                 page.context.close()
