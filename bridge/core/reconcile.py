@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bridge.core import failover, release, translate
+from bridge.core import failover, ownership, release, translate
 from bridge.core import plan as planning
 from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
 from bridge.core.guard import Verdict
@@ -99,7 +99,8 @@ class Inputs:
     - `removable`: no service has fed it, with certainty, for the whole grace period
     - `missing`: services of `sources` that Consul does not list; `proved`: it lists the first of them, so a change
       there is no loss of data
-    - `doubt`: why a mistake in a rule may be what takes away what is there
+    - `doubt`: why a mistake in a rule may be what takes away what is there; `selection`: what the Service is to say
+      about its rules, so that this is known later
     - `not_asked`: why the bridge does not read the datacenter that a user's Service names
     """
 
@@ -116,6 +117,7 @@ class Inputs:
     proved: bool = False
     not_asked: Reason | None = None
     doubt: Reason | None = None
+    selection: str = ""
 
     @property
     def target(self) -> Target:
@@ -152,6 +154,8 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
     removable = not sources and (sent_away or state.removable(target, now, opted_out=opted_out or refusal is not None))
     queries = state.queries_at(target) or (() if refusal is None else (refusal.query,))
     names = [name_of(source.query) for source in sources or ()]
+    marks = {} if current.service is None else dict(current.service.meta.ownership)
+    said = marks.get(ownership.SELECTION, "")
     return Inputs(
         current=current,
         sources=sources,
@@ -165,7 +169,8 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
         missing=frozenset(name for name in names if state.is_missing(name)),
         proved=bool(names) and names[0][0] not in state.listing_trouble() and state.is_listed(names[0]),
         not_asked=_not_asked(state, target),
-        doubt=None if sent_away or refusal is not None else state.doubt(target),
+        doubt=None if sent_away or refusal is not None else state.doubt(target, said),
+        selection=state.selection(target, said),
     )
 
 
@@ -237,6 +242,9 @@ def _with_sources(
         desired = chosen.at(desired, queries)
         if carrying[0].unread and current.service is not None:  # which names this datacenter
             desired = planning.as_it_stands(desired, current, current.service, options.owner)
+    if desired is not None and inputs.selection:
+        marks = (*desired.service_marks, (ownership.SELECTION, inputs.selection))
+        desired = replace(desired, service_marks=marks)
     skipped = tuple(sorted((*translation.skipped, *inputs.rejected)))
     asked = first.rule.to.annotated
     change = _changed(current, first, options, around) if asked else Changed.NOTHING

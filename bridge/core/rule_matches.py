@@ -7,13 +7,14 @@ was taken out of a rule leave the same. What a rule has matched decides:
 | --- | --- |
 | a pattern in a rule's `services` has matched no listed name yet, and that rule would send the service to the very \
 target where it is now | is held: the pattern may be that name, misspelt |
-| tags, meta or a filter of a rule were changed while this process ran, and have selected no instance yet, of any \
-service | what Consul still lists is held: they may be misspelt |
+| tags, meta or a filter of a rule are others than those that the Service was made for, and have selected no instance \
+yet, of any service | what Consul still lists is held: they may be misspelt |
 | anything else (the rule has gone from the settings; the name was taken out of it; it has selected something before, \
 so Consul has changed) | goes after its grace period |
 
-Nothing of this is stored. A process that starts begins with names that have matched nothing, and believes the tags,
-meta and filters that it finds: an instance that lost its tag meanwhile looks like a misspelt tag, and is more usual.
+A Service says by what its rule selects (`selection`, in short), so a restart and a single pass know a changed rule from
+an instance that lost its tag meanwhile. What has matched is known to this process alone: one that starts begins with
+names that have matched nothing.
 """
 
 from __future__ import annotations
@@ -36,15 +37,11 @@ class RuleMatches:
         self._matched: set[Hashable] = set()
         self._unmatched: list[tuple[Rule, str]] = []
         self._selected: set[int] = set()
-        self._changed: set[int] = set()
         self.replace_rules(rules)
 
     def replace_rules(self, rules: Sequence[Rule]) -> None:
         """Take new rules. What is as it was before keeps what it has matched."""
         selected = {_selection(self._rules[order]) for order in self._selected}
-        before = {_selection(rule): order in self._changed for order, rule in enumerate(self._rules)}
-        if before:
-            self._changed = {order for order, rule in enumerate(rules) if before.get(_selection(rule), True)}
         self._rules = rules
         self._selected = {order for order, rule in enumerate(rules) if _selection(rule) in selected}
         self._unmatched = [
@@ -70,9 +67,9 @@ class RuleMatches:
         """Whether the rule of that number has selected an instance."""
         return order in self._selected
 
-    def may_leave_out(self, order: int) -> bool:
-        """Whether the rule of that number was changed and has selected nothing since: that may be a mistake."""
-        return order in self._changed and order not in self._selected
+    def may_leave_out(self, order: int, said: str) -> bool:
+        """Whether the rule of that number is another one than a Service says, and selects nothing: maybe a mistake."""
+        return order not in self._selected and selection(self._rules[order : order + 1]) not in said.split("+")
 
     def in_doubt(self, order: int) -> bool:
         """Whether something in the rule of that number has matched nothing yet."""
@@ -85,6 +82,12 @@ class RuleMatches:
             if select.target_of(rule, select.query_of(rule, service, datacenter)) == target:
                 return Reason(Code.PATTERN_HOLDS, rule=rule.title, pattern=truncate(pattern), service=truncate(service))
         return None
+
+
+def selection(rules: Iterable[Rule]) -> str:
+    """What a Service says about rules that select by tags, meta or a filter; "" for those that select everything."""
+    asked = {(tuple(sorted(set(rule.tags))), tuple(sorted(rule.meta)), rule.filter) for rule in rules if rule.narrows}
+    return "+".join(sorted(select.digest(repr(one)) for one in asked))
 
 
 def _pattern(rule: Rule, pattern: str) -> Hashable:

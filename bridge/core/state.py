@@ -45,7 +45,7 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.core.reasons import Code, Reason
-from bridge.core.rule_matches import RuleMatches, unmatched
+from bridge.core.rule_matches import RuleMatches, selection, unmatched
 from bridge.core.translate import treatment_of
 
 Name = tuple[str, str]
@@ -428,10 +428,31 @@ class ConsulState:
             return False
         return all(self._is_gone(name, partial_selection=self._partial_selection and not opted_out) for name in names)
 
-    def doubt(self, target: Target) -> Reason | None:
+    def selection(self, target: Target, said: str) -> str:
+        """What the Service at a target is to say about its rules (`rule_matches`); `said` is what it says.
+
+        Rules that may be mistaken leave it as it is: so it is still known by what the endpoints there were selected.
+        """
+        rules = [rule for _, rule in self._assignments.winners(target) if not rule.to.annotated]
+        orders = self._orders(target)
+        if orders and all(self._matches.may_leave_out(order, said) for order in orders):
+            return said
+        return selection(rules)
+
+    def _orders(self, target: Target) -> list[int]:
+        """The numbers of the rules that feed a target with what is listed."""
+        return [
+            choice.order
+            for query, _ in self._assignments.winners(target)
+            for choice in self.chosen(name_of(query))
+            if (choice.query, choice.target) == (query, target)
+        ]
+
+    def doubt(self, target: Target, said: str) -> Reason | None:
         """Why a mistake in a rule may be what takes away what is at a target (`rule_matches`); None when none is seen.
 
-        Only what Consul still lists is in doubt: for anything else Consul's own answer is the reason.
+        `said` is what its Service says about rules. Only what Consul still lists is in doubt: for anything else
+        Consul's own answer is the reason.
         """
         winners = self._assignments.winners(target)
         if not winners:
@@ -443,7 +464,7 @@ class ConsulState:
             silent = not self.is_listed(name_of(query)) or known is None or not (known.instances or query.filter)
             if silent or rule.to.annotated or not chosen:
                 return None
-            if not all(self._matches.may_leave_out(choice.order) for choice in chosen):
+            if not all(self._matches.may_leave_out(choice.order, said) for choice in chosen):
                 return None
         return Reason(Code.SELECTION_HOLDS, rule=rule.title, asks=rule.asks)
 

@@ -108,7 +108,8 @@ def test_a_dead_primary_is_ready_nowhere_within_milliseconds_and_the_service_sta
 def test_a_pass_while_nobody_has_the_tag_keeps_the_service_until_the_name_or_the_rule_goes(
     lab: Lab, pair: Pair
 ) -> None:
-    """`bridge sync` as well, which has no memory but Kubernetes; a rule that is taken out still takes all with it."""
+    """`bridge sync` as well, which has no memory but Kubernetes: a misspelt tag takes nothing away, and a rule that is
+    taken out takes all with it."""
     env = environment(lab.consul.address, lab.kubeconfig)
 
     def sync() -> tuple[int, str]:
@@ -120,6 +121,10 @@ def test_a_pass_while_nobody_has_the_tag_keeps_the_service_until_the_name_or_the
     pair.register(2, "replica")
     assert sync()[0] == 0
     uid = pair.uid("primary")
+    pair.write(pair.rule("primry", "primary"), pair.rule("replica", "replicas"))
+    status, text = sync()
+    assert (status, pair.ready("primary")) == (3, [1]), text  # the Service says that it was made for another tag
+    pair.write(pair.rule("primary", "primary"), pair.rule("replica", "replicas"))
     pair.drop(1)
     status, text = sync()
     assert (status, pair.ready("primary"), pair.uid("primary"), pair.ready("replicas")) == (0, [], uid, [2])

@@ -72,6 +72,10 @@ MARKS = (
         "annotation", (ownership.PENDING,), "",
         "such a Service: which datacenter is to take over, and since when it could",
     ),
+    Mark(
+        "annotation", (ownership.SELECTION,), "",
+        "Services of ours: for which `tags`, `meta` and `filter` of a rule, in short; absent where it has none",
+    ),
     Mark("annotation", (annotated.REQUEST,), "", "what we write for an annotated Service: for which request, in short"),
     Mark(
         "annotations", (ownership.RULE_LABELS, ownership.RULE_ANNOTATIONS), "",

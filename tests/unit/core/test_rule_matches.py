@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bridge.core.model import Known, Listing, Query, Rule, Target, Unknown
-from bridge.core.rule_matches import unmatched
+from bridge.core.rule_matches import selection, unmatched
 from bridge.core.state import ConsulState
 from tests.unit.core.builders import instance
 
@@ -67,25 +67,25 @@ def test_only_what_consul_lists_and_shows_is_in_doubt() -> None:
         state.replace_rules((rule,), 1.0)
         if view is not None:
             state.on_view(Query("dc1", "orders", filter=rule.filter), view)
-        doubts.append(str(state.doubt(AT) or "").split(":")[0])
+        doubts.append(str(state.doubt(AT, "") or "").split(":")[0])
     assert doubts == ["meta", "", "", "", "", "typed", "", ""]
 
 
 def test_a_filter_is_in_doubt_when_it_was_changed_and_has_shown_nothing() -> None:
-    """The one that a process starts with is not: what it leaves out and what has gone look alike."""
+    """The one that the Service was made for is not: what it leaves out and what has gone look alike."""
     rule = Rule(name="web", services=("orders",), filter="tier == web")
     state, doubts = _state(rule, orders=frozenset()), []
     state.on_view(Query("dc1", "orders", filter=rule.filter), Known(()))
-    doubts.append(state.doubt(AT))
+    doubts.append(state.doubt(AT, selection((rule,))))
     for changed, view in (
         (replace(rule, filter="tier == wbe"), ()),
         (replace(rule, filter="tier == app"), (instance(),)),
     ):
         state.replace_rules((changed,), 1.0)
         state.on_view(Query("dc1", "orders", filter=changed.filter), Known(view))
-        doubts.append(state.doubt(AT))
+        doubts.append(state.doubt(AT, ""))
         state.replace_rules((changed, Rule(name="further")), 2.0)
-        doubts.append(state.doubt(AT))
+        doubts.append(state.doubt(AT, ""))
     held = "web: it wants what the filter wants (tier == wbe), which no instance in Consul has"
     assert doubts == [None, held, held, None, None]
 
@@ -96,8 +96,8 @@ def test_a_rule_keeps_what_it_has_matched_when_others_change() -> None:
     state, query = _state(rule, orders=frozenset({"live"})), Query("dc1", "orders")
     state.on_view(query, Known((instance(tags=("live",)),)))
     state.on_view(query, Known((instance(),)))
-    assert state.doubt(AT) is None
+    assert state.doubt(AT, "") is None
     state.replace_rules((Rule(name="new", services=("nix",)), rule), 1.0)
-    assert state.doubt(AT) is None
+    assert state.doubt(AT, "") is None
     state.replace_rules((Rule(name="live", services=("orders",), tags=("lvie",)),), 2.0)
-    assert state.doubt(AT) == "live: it wants the tag lvie, which no instance in Consul has"
+    assert state.doubt(AT, "") == "live: it wants the tag lvie, which no instance in Consul has"
