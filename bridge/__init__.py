@@ -9,8 +9,8 @@ A change of one service takes this way through the code:
    `kube.writer` write the difference.
 
 `controller.parts` connects these. `oneshot.inputs` reads both sides once: `bridge sync` (`oneshot.sync`) does the same
-for all targets; `bridge status` and `bridge explain` (`oneshot.inspection`) stop before the writing. The tests'
-scenarios run the recipe on values.
+for all targets; `bridge status` and `bridge explain` (`oneshot.inspection`) and `bridge check` (`oneshot.check`) stop
+before the writing. The tests' scenarios run the recipe on values.
 `cli` has one module for each command. docs/architecture.md says more, and where to add an output, a setting or a
 reason.
 """

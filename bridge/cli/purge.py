@@ -34,15 +34,28 @@ def purge(flags: Mapping[str, Any]) -> int:
             (only,) if only else namespaces_of(rules_of(settings), kube.namespaces, default_namespace(settings))
         )
 
-        def once(dry_run: bool) -> Report:
-            return purge(kube, settings.owner, namespaces, dry_run)
+        def once(*, dry_run: bool, progress: Progress | None = None) -> Report:
+            return purge(
+                namespaces,
+                dry_run,
+                consul=settings.consul_config(),
+                kube=kube,
+                rules=(),
+                options=settings.sync_options(),
+                stop=signals.stop,
+                progress=progress,
+            )
 
-        plan = once(dry_run=True)
+        try:
+            plan = once(dry_run=True, progress=progress)
+        finally:
+            progress.clear()
         if settings.sync.dry_run or not plan.changes:
-            if plan.changes or settings.sync.output != "table":
+            if plan.changes or plan.failed or settings.sync.output != "table":
                 _show(plan, settings.sync.output)
-            if not plan.changes:
+            if not plan.changes and not plan.failed:
                 say(f"nothing there belongs to owner {settings.owner!r}{_in_namespaces(namespaces)}")
+            say_trouble(plan, settings.sync.output)
             return status_of(plan, settings)
         if not settings.sync.yes:
             count = len(plan.changes)

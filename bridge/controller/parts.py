@@ -39,7 +39,6 @@ from bridge.controller.workqueue import WorkQueue
 from bridge.core import select
 from bridge.core.guard import Guard
 from bridge.core.model import ClusterNodes, Rule, Target
-from bridge.core.reconcile import PlanOptions
 from bridge.core.state import ConsulState
 from bridge.kube.client import KubeClient
 from bridge.kube.events import EventRecorder
@@ -192,9 +191,7 @@ def build(
             ),
             store=informer,
             guard=Guard(options.guard),
-            options=PlanOptions(
-                owner=options.owner, policy=options.policy, adopt=options.adopt, installation=options.installation
-            ),
+            options=options.of_plans(),
             clock=clock,
             resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),

@@ -556,8 +556,8 @@ class ConsulState:
         return tuple(sorted(self._unmappable.values()))
 
     def selected(self) -> int:
-        """Number of Consul services that are mirrored or ought to be."""
-        return len(self._selected) + len(self._unlisted) + len(self._annotated)
+        """Number of Consul services that rules mirror, or would if their names could be used."""
+        return len(self._selected) + len(self._unlisted)
 
     def rule_remarks(self) -> tuple[Reason, ...]:
         """What in the rules matches nothing of what is listed, with what may be meant; rules that select nothing.

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from itertools import chain
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
+from bridge.consul.decode import ANONYMOUS, FILTERED
 from bridge.consul.faults import FILTERS, TOKENS
-from bridge.core import plan as planning
 from bridge.core import select
-from bridge.core.annotated import Annotated, Refusal, request_of
+from bridge.core.annotated import request_of
 from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
     SERVICE_KINDS,
-    Current,
     CurrentRoute,
     CurrentService,
     Group,
@@ -32,16 +31,12 @@ from bridge.core.model import (
     Policy,
     Query,
     Rule,
-    Skipped,
     Target,
-    Unknown,
 )
 from bridge.core.ownership import MANAGED_BY, MANAGER, OWNER
 from bridge.core.reasons import Code, Reason
-from bridge.core.reconcile import names_at
-from bridge.core.rule_matches import unmatched
 from bridge.core.slice_union import Seen, standing
-from bridge.core.translate import Translation, translate
+from bridge.core.state import name_of
 from bridge.errors import BridgeError, CancelledError, ForbiddenError
 from bridge.kube.admission import refusals
 from bridge.kube.client import KubeClient, KubeConfig
@@ -59,7 +54,7 @@ from bridge.oneshot.inputs import MIRROR_SECONDS, Loaded, SyncOptions
 from bridge.oneshot.probe import FAILED, OK, WARNING, Probe
 from bridge.oneshot.rights import how_to_grant, missing_verbs
 from bridge.oneshot.versions import version_probe
-from bridge.pipeline.scope import anchored, named_with, namespaces_of, never_used
+from bridge.pipeline.scope import named_with, namespaces_of, never_used
 from bridge.retry import RetryPolicy
 
 SERVICES_RULE = 'service_prefix "" { policy = "read" }'
@@ -69,6 +64,9 @@ POLICY = f"{SERVICES_RULE} {NODES_RULE}"
 
 LEAST_KUBERNETES = (1, 22)
 """discovery.k8s.io/v1 came with 1.21, server-side apply with 1.22."""
+
+TOLD_BY_TOKEN = (ANONYMOUS, FILTERED)
+"""Why a datacenter shows nothing, where the probe of its token says so."""
 
 MISTYPED = frozenset((Code.TAG_CASE, Code.ADDRESS_KIND_ABSENT))
 """Warnings of a pass that are most likely a mistake in a rule."""
@@ -283,62 +281,123 @@ class _Check:
             yield Probe("consul datacenters", FAILED, detail, mend)
         else:
             yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
-        chosen = _Chosen(anchored(rules, (own,)), self.loaded.namespaces, self._standing())
-        chosen.pin()
-        chosen.ask(self._asking(), own, wanted, self.loaded.annotated)
+        self.loaded.begin(wanted)
+        active = self.loaded.world.active_datacenters()
         listed = []
-        for datacenter in sorted(dc for dc in wanted if dc in known and (dc != own or chosen.concerns(own))):
+        for datacenter in sorted(dc for dc in wanted if dc in known and (dc != own or dc in active)):
             try:
-                answer, nodes = client.listing(datacenter), client.nodes(datacenter)
+                services, nodes = client.listing(datacenter), client.nodes(datacenter)
             except BridgeError as error:
                 yield Probe(f"services of {datacenter}", FAILED, str(error), error.remedy or f"a token with: {POLICY}")
                 continue
             listed.append(datacenter)
-            services: dict[str, list[str]] = answer.data
-            yield _token(datacenter, answer, nodes)
-            chosen.choose(datacenter, services)
-        yield from chosen.probes()
-        yield from self._services(chosen, listed)
+            yield _token(datacenter, services, nodes)
+        self.loaded.datacenters = tuple(listed)
+        self.loaded.read_all()
+        for datacenter, reason in self.loaded.world.listing_trouble().items():
+            if reason not in TOLD_BY_TOKEN:
+                yield Probe(f"services of {datacenter}", FAILED, reason, self._remedy_of(reason))
+        yield from self._selection()
+        yield from self._services()
 
-    def _standing(self) -> dict[tuple[str, str], set[Target]]:
-        """Where Services of ours stand, by the Consul service that they came from."""
-        found: dict[tuple[str, str], set[Target]] = {}
-        for target in self.loaded.store.targets():
-            for name in names_at(self.loaded.store.current(target)):
-                found.setdefault(name, set()).add(target)
-        return found
+    def _remedy_of(self, reason: str) -> str:
+        """How to fix what could not be read of Consul, and why not."""
+        return self.loaded.remedies.get(reason) or f"a token with: {POLICY}"
 
-    def _services(self, chosen: _Chosen, datacenters: Sequence[str]) -> Iterator[Probe]:
-        """Read what the rules select, as a pass would: what Consul refuses, and what is too large."""
-        if not chosen.rules_of and not chosen.unmet:
+    def _selection(self) -> Iterator[Probe]:
+        """How many services are selected or asked for, and whether each gets its name."""
+        world = self.loaded.world
+        strange, asked = self._requests()
+        texts = [
+            *strange,
+            *(f"{target} asks for {query.service}, which {query.datacenter} does not list"
+              for target, query in asked if world.is_missing(name_of(query))),
+        ]  # fmt: skip
+        if texts:
+            mend = "kubectl describe service NAME: its consul-bridge/ annotations and its spec"
+            yield Probe("annotated Services", WARNING, _some(texts), mend)
+        elif asked:
+            count = len(asked)
+            yield Probe("annotated Services", OK, f"{count} ask{'s' if count == 1 else ''} to be filled")
+        selected = world.selected()
+        if selected:
+            yield Probe("selected services", OK, str(selected))
+        elif world.rules:
+            mend = "services that Consul lists: --service, --tag, or the rules in --config"
+            yield Probe("selected services", WARNING, "none", mend)
+        elif not asked:
+            yield _nothing(self.loaded.namespaces)
+        if remarks := self.loaded.unmatched():
+            yield Probe("names in rules", WARNING, _some(remarks), "the name as Consul has it, unless it comes later")
+        if not selected and not asked:
             return
-        self.loaded.datacenters = tuple(datacenters)
-        snapshot = self.loaded.snapshot(lambda dc, _listing: [q for q in chosen.rules_of if q.datacenter == dc])
-        refused: dict[str, list[Query]] = {}
-        uncarried, silent = [], []
-        conflicts: set[str] = set()
-        doubts = [f"{service}: {text}" for service, text in chosen.unmet]
-        for query, state in snapshot.views.items():
-            if isinstance(state, Unknown):
-                refused.setdefault(state.reason, []).append(query)
+        losers = [loser for target in sorted(world.targets()) for loser in world.rejected(target)]
+        if losers := [*losers, *world.unmappable()]:
+            texts = [f"{s.service}: {s.reason}" for s in losers]
+            yield Probe(
+                "names", WARNING, _some(texts), "a rule with another name template, e.g. '{service}-{datacenter}'"
+            )
+        else:
+            yield Probe("names", OK, "every service has a name of its own")
+
+    def _requests(self) -> tuple[list[str], list[tuple[Target, Query]]]:
+        """What of users' requests cannot be served, and what can."""
+        world = self.loaded.world
+        strange: list[str] = []
+        asked: list[tuple[Target, Query]] = []
+        for service in self.loaded.store.annotated_services():
+            target = Target(service.meta.namespace, service.meta.name)
+            refusal, request = world.refusal(target), world.annotation(target)
+            if refusal is not None:
+                strange.append(f"{target}: {refusal.detail}")
+            elif request is None:
                 continue
-            if query.peer and isinstance(state, Known) and not state.instances:
-                silent.append(f"{query.service}: {Reason(Code.PEER_EMPTY, peer=query.peer)}")
-            for rule in chosen.rules_of[query]:
-                target = select.target_of(rule, query)
-                if isinstance(target, Target) and isinstance(state, Known):
-                    found = translate(target, [(rule, query, state)], self.loaded.store.current(target))
-                    conflicts.update(self._conflicts(target, found, query.service))
-                    doubts += [f"{query.service}: {text}" for text in found.warnings if text.code in MISTYPED]
-                if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
-                    continue
-                if isinstance(target, Target) and (reason := self._why_not_carried(target, rule, query, state)):
-                    self._uncarried.add(target.namespace)
-                    uncarried.append(f"{query.service} ({reason})")
+            elif _is_filled_otherwise(service):
+                what = "has a selector: Kubernetes fills it" if service.has_selector else "is an ExternalName: an alias"
+                strange.append(f"{target} {what}")
+            elif request[1].datacenter not in world.datacenters:
+                strange.append(
+                    f"{target} asks for datacenter {request[1].datacenter}: only {', '.join(world.datacenters)} may be "
+                    "asked (consul.datacenters)"
+                )
+            else:
+                asked.append((target, request[1]))
+        return strange, asked
+
+    def _services(self) -> Iterator[Probe]:
+        """What a pass would say of what the rules select: what Consul refuses, and what is too large."""
+        loaded, world = self.loaded, self.loaded.world
+        doubts = [f"{choice.query.service}: {reason}" for choice, reason in loaded.unmet(kept=False)]
+        if not world.targets() and not doubts:
+            return
+        refused: dict[str, list[Query]] = {}
+        for query, reason in world.trouble().items():
+            refused.setdefault(reason, []).append(query)
+        silent = [
+            f"{query.service}: {Reason(Code.PEER_EMPTY, peer=query.peer)}"
+            for query, known in loaded.views.items()
+            if query.peer and isinstance(known, Known) and not known.instances
+        ]
+        uncarried: list[str] = []
+        conflicts: list[str] = []
+        for target in sorted(world.targets()):
+            draft = loaded.draft(target)
+            if draft is None or not world.winners(target):
+                continue
+            plan = draft.plan
+            services = ", ".join(query.service for query in plan.queries)
+            doubts += [f"{services}: {text}" for text in plan.warnings if text.code in MISTYPED]
+            if not _is_filled_otherwise(draft.current.service) or world.annotation(target) is None:  # else told above
+                conflicts += [f"{c.kind} {target} (for {services}): {c.reason}" for c in plan.conflicts]
+            desired = draft.desired
+            if desired is not None and desired.output is Output.ENDPOINTS and (why := why_not_carried(desired.groups)):
+                self._uncarried.add(target.namespace)
+                uncarried.append(f"{services} ({why})")
         for reason, queries in refused.items():
-            asking = [rule.name for q in queries for rule in chosen.rules_of[q] if rule.to.annotated]
+            at = (request for query in queries for request in map(world.annotation, sorted(world.fed_by(query))))
+            asking = [rule.name for rule, query in filter(None, at) if query in queries]
             filters = FILTERS if not asking else f"consul-bridge/filter of {_some(asking)}"
-            way = snapshot.remedies.get(reason) or f"a token with: {POLICY}"
+            way = self._remedy_of(reason)
             mend = filters if way == FILTERS else way
             yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
         if silent:
@@ -348,26 +407,12 @@ class _Check:
             yield Probe("tags and addresses", WARNING, _some(sorted(set(doubts))), mend)
         if conflicts:
             mend = "bridge sync --dry-run tells how to solve each: rename by to.name, remove the object, or --adopt"
-            yield Probe("conflicts", WARNING, f"left alone: {_some(sorted(conflicts))}", mend)
+            yield Probe("conflicts", WARNING, f"left alone: {_some(conflicts)}", mend)
         if uncarried:
             detail = f"EndpointSlices of ours carry what the control plane cannot mirror: {_some(uncarried)}"
             yield Probe("sizes", OK, detail)
         elif not refused:
             yield Probe("sizes", OK, "no service is past what its output can carry")
-
-    def _conflicts(self, target: Target, found: Translation, service: str) -> Iterator[str]:
-        """Services that are not ours where this one service is to go (of Endpoints only a pass knows)."""
-        current, options = Current(target, self.loaded.store.current(target).service), self._options
-        plan = planning.plan(
-            target, found.mirror, current, owner=options.owner, policy=options.policy, adopt=options.adopt
-        )
-        for conflict in plan.conflicts:
-            yield f"{conflict.kind} {target} (for {service}): {conflict.reason}"
-
-    def _why_not_carried(self, target: Target, rule: Rule, query: Query, known: Known) -> str:
-        """Why the control plane cannot mirror the Endpoints of this one service."""
-        mirror = translate(target, [(rule, query, known)], self.loaded.store.current(target)).mirror
-        return why_not_carried(mirror.groups) if mirror is not None else ""
 
     # ------------------------------------------------------------------ Kubernetes
 
@@ -577,134 +622,19 @@ def _deviations(seen: Sequence[tuple[Target, Seen]]) -> list[tuple[Target, Reaso
     return [(target, reason) for target, found in seen for reason in found.deviations]
 
 
-class _Chosen:
-    """What the rules and users' Services select of the listings, and what they do not."""
+def _is_filled_otherwise(service: CurrentService | None) -> bool:
+    return service is not None and (service.has_selector or service.type == "ExternalName")
 
-    def __init__(
-        self,
-        rules: Sequence[Rule],
-        namespaces: Sequence[str] | None,
-        standing: Mapping[tuple[str, str], set[Target]],
-    ) -> None:
-        """`namespaces` are those in which users' Services were looked for (None: everywhere).
 
-        `standing`: where Services of ours exist, by the Consul service that they came from.
-        """
-        self._namespaces = namespaces
-        self.rules_of: dict[Query, list[Rule]] = {}
-        self._standing = standing
-        self._rules = rules
-        self._asked: list[tuple[Target, Query]] = []
-        self._strange: list[str] = []
-        self._listed: dict[str, dict[str, list[str]]] = {}
-        self._claims = select.TargetAssignments()
-        self._unmappable: list[Skipped] = []
-        self.unmet: list[tuple[str, Reason]] = []
-        """Services of which a rule takes nothing because of its tags, where that looks like a mistake."""
-
-    def pin(self) -> None:
-        """Take what rules name in full, in namespaces, partitions and peers that are not listed."""
-        for choice in select.unlisted(self._rules):
-            self._claim(choice)
-
-    def ask(
-        self, services: Sequence[CurrentService], own: str, datacenters: Sequence[str], annotated: Annotated
-    ) -> None:
-        """Take what users' Services ask for, as far as it may be asked."""
-        for service in services:
-            request, target = request_of(service, own, annotated), Target(service.meta.namespace, service.meta.name)
-            if request is None:
-                continue
-            if isinstance(request, Refusal):
-                self._strange.append(f"{target}: {request.detail}")
-                continue
-            rule, query = request
-            if service.has_selector or service.type == "ExternalName":
-                what = "has a selector: Kubernetes fills it" if service.has_selector else "is an ExternalName: an alias"
-                self._strange.append(f"{target} {what}")
-            elif query.datacenter not in datacenters:
-                self._strange.append(
-                    f"{target} asks for datacenter {query.datacenter}: only {', '.join(datacenters)} may be asked "
-                    "(consul.datacenters)"
-                )
-            else:
-                self._asked.append((target, query))
-                self.rules_of.setdefault(query, []).append(rule)
-                self._claims.claim(query, rule, target)
-
-    def concerns(self, datacenter: str) -> bool:
-        """Whether anything of a datacenter is wanted (without any rule, people may come to want it)."""
-        named = {dc for rule in self._rules for dc in rule.datacenters} | {q.datacenter for q in self.rules_of}
-        return not self._rules or datacenter in named
-
-    def choose(self, datacenter: str, services: dict[str, list[str]]) -> None:
-        """Let the rules decide about a datacenter's services."""
-        self._listed[datacenter] = services
-        for service, tags in sorted(services.items()):
-            if select.excluded(service, tags) is not None:
-                continue
-            named = select.choices(self._rules, service, datacenter)
-            kept = self._standing.get((datacenter, service), ())
-            for choice in select.active(named, tags, kept):
-                self._claim(choice)
-            self.unmet += [(service, reason) for _, reason in select.unmet(service, named, tags)]
-
-    def _claim(self, choice: select.Choice) -> None:
-        self.rules_of.setdefault(choice.query, []).append(choice.rule)
-        if isinstance(choice.target, Target):
-            self._claims.claim(choice.query, choice.rule, choice.target, choice.order)
-        else:
-            self._unmappable.append(choice.target)
-
-    def probes(self) -> Iterator[Probe]:
-        """How many are selected or asked for, and whether each gets its name."""
-        yield from self._annotated()
-        selected = sum(any(not rule.to.annotated for rule in rules) for rules in self.rules_of.values())
-        if selected:
-            yield Probe("selected services", OK, str(selected))
-        elif self._rules:
-            mend = "services that Consul lists: --service, --tag, or the rules in --config"
-            yield Probe("selected services", WARNING, "none", mend)
-        elif not self._asked:
-            yield self._nothing()
-        if remarks := unmatched(self._rules, tuple(self._listed), self._listed):
-            yield Probe("names in rules", WARNING, _some(remarks), "the name as Consul has it, unless it comes later")
-        if not self.rules_of:
-            return
-        losers = [loser for target in sorted(self._claims.targets()) for loser in self._claims.rejected(target)]
-        if losers or self._unmappable:
-            texts = [f"{s.service}: {s.reason}" for s in (*losers, *self._unmappable)]
-            yield Probe(
-                "names", WARNING, _some(texts), "a rule with another name template, e.g. '{service}-{datacenter}'"
-            )
-        else:
-            yield Probe("names", OK, "every service has a name of its own")
-
-    def _nothing(self) -> Probe:
-        """There is no rule, and no Service asks; where that was looked for, because others may ask elsewhere."""
-        mend = "kubectl label service NAME consul-bridge/mirror=true, or rules in --config"
-        if self._namespaces is None:
-            where = "no Service in any namespace"
-        else:
-            where = f"no Service in {_some(self._namespaces) or 'a namespace that could be read'}"
-            mend += "; --watch-namespace NAMESPACE for Services elsewhere ('*': everywhere)"
-        detail = f"none: there is no rule, and {where} asks to be filled"
-        return Probe("selected services", WARNING, detail, mend)
-
-    def _annotated(self) -> Iterator[Probe]:
-        """Users' Services that ask to be filled, and requests that cannot be served."""
-        missing = [
-            f"{target} asks for {query.service}, which {query.datacenter} does not list"
-            for target, query in self._asked
-            if query.service not in self._listed.get(query.datacenter, (query.service,))
-        ]
-        texts = [*self._strange, *missing]
-        if texts:
-            mend = "kubectl describe service NAME: its consul-bridge/ annotations and its spec"
-            yield Probe("annotated Services", WARNING, _some(texts), mend)
-        elif self._asked:
-            count = len(self._asked)
-            yield Probe("annotated Services", OK, f"{count} ask{'s' if count == 1 else ''} to be filled")
+def _nothing(namespaces: Sequence[str] | None) -> Probe:
+    """There is no rule, and no Service asks; where that was looked for, because others may ask elsewhere."""
+    mend = "kubectl label service NAME consul-bridge/mirror=true, or rules in --config"
+    if namespaces is None:
+        where = "no Service in any namespace"
+    else:
+        where = f"no Service in {_some(namespaces) or 'a namespace that could be read'}"
+        mend += "; --watch-namespace NAMESPACE for Services elsewhere ('*': everywhere)"
+    return Probe("selected services", WARNING, f"none: there is no rule, and {where} asks to be filled", mend)
 
 
 def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:

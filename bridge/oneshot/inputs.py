@@ -1,19 +1,20 @@
 """What the one-shot commands begin from: both sides, read once, and the planner that plans what was read.
 
 The same way as `bridge run`'s, without watching. `load` is all that `bridge sync` and `bridge status` need; `bridge
-explain` reads few services first (`Loaded.read`), and `bridge check` what its probes are about.
+explain` reads few services first (`Loaded.read`), `bridge check` takes the steps one by one, with a probe after each,
+and `bridge purge` only the first.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict, Unpack
 
 from bridge.consul.client import ConsulConfig
-from bridge.consul.snapshot import Snapshot, read_all
+from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.annotated import Refusal, request_at
 from bridge.core.guard import Guard
@@ -29,8 +30,10 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
-from bridge.core.reconcile import PlanOptions, names_at
-from bridge.core.select import Only
+from bridge.core.reasons import Reason
+from bridge.core.reconcile import Draft, Surroundings, names_at, observe, reconcile
+from bridge.core.rule_matches import unmatched
+from bridge.core.select import Choice, Only
 from bridge.core.state import ConsulState
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
@@ -90,7 +93,8 @@ class Loaded:
     """Both sides as they were read, and what is to be known beside: nodes, rights, labels, host names.
 
     `rules` are anchored and `datacenters` those to ask, once Consul is being read. `asked` is what users' Services and
-    rules about other namespaces ask for by name. `kubernetes_trouble`: why Kubernetes could not be read, where the
+    rules about other namespaces ask for by name. `remedies` has how to fix what could not be read of Consul, by the
+    reason. `kubernetes_trouble`: why Kubernetes could not be read, where the
     command goes on without it.
     """
 
@@ -113,6 +117,7 @@ class Loaded:
         self.datacenters: tuple[str, ...] = ()
         self.listings: dict[str, Listing | Unknown] = {}
         self.views: dict[Query, Knowledge] = {}
+        self.remedies: dict[str, str] = {}
         self.asked: list[tuple[Target, Rule, Query]] = []
         self.namespaces: tuple[str, ...] | None = ()
         self.annotated = options.annotated
@@ -129,13 +134,17 @@ class Loaded:
 
     # ------------------------------------------------------------------ Kubernetes
 
+    def connect(self) -> KubeClient:
+        """Get ready to read Kubernetes."""
+        self.say("reading Kubernetes", 0, 0)
+        self._client = KubeClient(self._kube, kube_warning)
+        return self._client
+
     def read_kubernetes(
         self, kinds: Sequence[Kind | None] = (*SERVICE_KINDS, None), retry: RetryPolicy | None = None
     ) -> None:
         """List all that is ours or concerns us; a namespace that may not be listed is the store's `unreadable`."""
-        self.say("reading Kubernetes", 0, 0)
-        client = self._client = KubeClient(self._kube, kube_warning)
-        retry = retry or self.options.retry
+        client, retry = self.connect(), retry or self.options.retry
         self.namespaces = namespaces_of(self.rules, self._kube.namespaces, client.namespace)
         rights = slice_rights(client, self.options.policy, everywhere=self.namespaces is None)
         self._slices_forbidden = rights.missing
@@ -170,10 +179,10 @@ class Loaded:
 
     # ------------------------------------------------------------------ Consul
 
-    def begin(self) -> None:
-        """Put what Kubernetes tells into the state, before Consul is asked."""
+    def begin(self, datacenters: tuple[str, ...] = ()) -> None:
+        """Put what Kubernetes tells into the state, before Consul is asked. `datacenters`: where they are known."""
         options = self.options
-        datacenters = datacenters_of(self.rules, self._consul, options.retry, self.stop)
+        datacenters = datacenters or datacenters_of(self.rules, self._consul, options.retry, self.stop)
         self.rules = anchored(self.rules, datacenters)
         world = self.world = ConsulState(
             self.rules, datacenters, grace_seconds=0.0, partial_selection=options.partial_selection
@@ -199,9 +208,9 @@ class Loaded:
         self.read(self.wanted)
         self.world.expire(now=0.0)
 
-    def snapshot(self, choose: Callable[[str, Listing], Iterable[Query]]) -> Snapshot:
-        """The listings, and of each what `choose` says."""
-        return read_all(
+    def read(self, choose: Callable[[str, Listing], Iterable[Query]]) -> None:
+        """Read the listings, and of each what `choose` says, into the state."""
+        snapshot = read_all(
             self._consul,
             self.datacenters,
             choose,
@@ -210,11 +219,8 @@ class Loaded:
             retry=self.options.retry,
             stop=self.stop,
         )
-
-    def read(self, choose: Callable[[str, Listing], Iterable[Query]]) -> None:
-        """Take such a snapshot into the state."""
-        snapshot = self.snapshot(choose)
         self.listings |= snapshot.listings
+        self.remedies |= snapshot.remedies
         for datacenter, listing in snapshot.listings.items():
             if isinstance(listing, Unknown):
                 self.world.on_listing(datacenter, listing, now=0.0)
@@ -226,6 +232,37 @@ class Loaded:
         """Take a listing; what is to be read of its datacenter."""
         self.world.on_listing(datacenter, listing, now=0.0)
         return frozenset(q for q in self.world.wanted() if q.datacenter == datacenter)
+
+    # ------------------------------------------------------------------ what the rules make of it
+
+    def tags_in(self, datacenter: str) -> dict[str, frozenset[str]]:
+        """The services that a datacenter lists, with their tags; none where it could not be listed."""
+        listing = self.listings.get(datacenter)
+        return dict(listing.services) if isinstance(listing, Listing) else {}
+
+    def unmatched(self, about: Collection[str] | None = None) -> tuple[Reason, ...]:
+        """What in rules matches nothing that is listed; `about`: only what may be meant for one of these services."""
+        listed = {dc: listing.services for dc, listing in self.listings.items() if isinstance(listing, Listing)}
+        return unmatched(self.rules, self.datacenters, listed, about=about)
+
+    def unmet(self, *, kept: bool = True) -> Iterator[tuple[Choice, Reason]]:
+        """What rules name and take nothing of because of its tags, where that looks like a mistake.
+
+        `kept`: not where objects of ours stay although no instance has the tags.
+        """
+        if not any(rule.tags for rule in self.rules):
+            return
+        for datacenter in self.listings:
+            for service, tags in sorted(self.tags_in(datacenter).items()):
+                if select.excluded(service, tags) is None:
+                    named = select.choices(self.rules, service, datacenter)
+                    at = self.world.remembered_at((datacenter, service)) if kept else ()
+                    yield from select.unmet(service, named, tags, at)
+
+    def draft(self, target: Target) -> Draft | None:
+        """What the recipe makes of one target before the guard, of what was read, without asking for anything else."""
+        inputs = observe(self.world, self.store.current(target), 0.0)
+        return reconcile(inputs, self.options.of_plans(), Surroundings(nodes=self.nodes))
 
     # ------------------------------------------------------------------ planning
 
@@ -257,18 +294,12 @@ class Loaded:
 
     def planner(self, guard: Guard, *, force: bool = False, window: DeviationWindow | None = None) -> Planner:
         """What plans all of this with a guard."""
-        client, options = self._client, self.options
+        client = self._client
         return Planner(
             world=self.world,
             store=self.store,
             guard=guard,
-            options=PlanOptions(
-                owner=options.owner,
-                policy=options.policy,
-                adopt=options.adopt,
-                force=force,
-                installation=options.installation,
-            ),
+            options=self.options.of_plans(force=force),
             clock=time.monotonic,
             resolve=self._resolver.resolve,
             mirrored=None if client is None else lambda target: mirrored(client, target),

@@ -19,10 +19,9 @@ from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.lookup import Meant, meant
-from bridge.core.model import Current, Known, Listing, Plan, Query, Rule, Target, Unknown
+from bridge.core.model import Current, Known, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
-from bridge.core.rule_matches import unmatched
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.translate import host_names
 from bridge.errors import BridgeError, CancelledError
@@ -110,7 +109,7 @@ def explain_once(service: str, **sides: Unpack[Sides]) -> Explained:
             asked = any(place.asked for place in places)
             explanations += [e for place, e in found if place.asked or place.left or e.rule or not asked]
         near = (f"did you mean {' or '.join(names.near)}?",) if names.near else ()
-        notes = (*look.unselected(services), *names.notes, *near, *look.remarks_about(services))
+        notes = (*look.unselected(services), *names.notes, *near, *loaded.unmatched(about=services))
         return Explained(tuple(explanations), look.troubles(), notes, bool(names.services))
 
 
@@ -149,7 +148,7 @@ class _Inspection:
         self.loaded.world.expire(now=0.0)
 
     def meant(self, given: str) -> Meant:
-        listed = {name for dc in self.loaded.datacenters for name in self.services_of(dc)}
+        listed = {name for dc in self.loaded.datacenters for name in self.loaded.tags_in(dc)}
         listed |= {query.service for _, _, query in self.loaded.asked}
         mirrored: dict[Target, set[str]] = {}
         for store in filter(None, (self.loaded.store, self._cluster())):
@@ -157,11 +156,6 @@ class _Inspection:
         for target, _, query in self.loaded.asked:
             mirrored.setdefault(target, set()).add(query.service)
         return meant(given, listed, mirrored)
-
-    def remarks_about(self, services: Collection[str]) -> tuple[Reason, ...]:
-        """What in rules matches nothing and may be meant for one of these services."""
-        listed = {dc: self.services_of(dc) for dc in self.loaded.listings}
-        return unmatched(self.loaded.rules, self.loaded.datacenters, listed, about=services)
 
     def _cluster(self) -> Store | None:
         """All objects of ours in the cluster, None where they may not be listed, or rules say where they are."""
@@ -212,7 +206,7 @@ class _Inspection:
         """Where the service goes, and where something of it is left: by datacenter, then what is asked for by name."""
         asked = [_Place(query, at, (rule,), asked=True, chosen=select.Choice(0, rule, query, at))
                  for at, rule, query in self.loaded.asked if query.service == service]  # fmt: skip
-        listing = [dc for dc in self.loaded.datacenters if service in self.services_of(dc)]
+        listing = [dc for dc in self.loaded.datacenters if service in self.loaded.tags_in(dc)]
         left = {dc: self._left(service, dc) for dc in self.loaded.datacenters}
         places = []
         for datacenter in [
@@ -242,10 +236,6 @@ class _Inspection:
     def _is_seen(self, target: Target) -> bool:
         """Whether Kubernetes tells what it holds at a target."""
         return not self.loaded.kubernetes_trouble and target.namespace not in self.loaded.store.unreadable
-
-    def services_of(self, datacenter: str) -> dict[str, frozenset[str]]:
-        listing = self.loaded.listings.get(datacenter)
-        return dict(listing.services) if isinstance(listing, Listing) else {}
 
     def troubles(self) -> tuple[str, ...]:
         texts = [f"Kubernetes: {self.loaded.kubernetes_trouble}"] if self.loaded.kubernetes_trouble else []
@@ -332,7 +322,7 @@ class _Inspection:
         explanation = explain(
             service,
             datacenter,
-            tags=self.services_of(datacenter).get(service),
+            tags=self.loaded.tags_in(datacenter).get(service),
             rules=place.rules,
             remembered=at if place.left else None,
             knowledge=known,

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
+from typing import Unpack
 
 from bridge.core import plan as planning
+from bridge.core.guard import Guard
 from bridge.core.model import Plan, Query, Target
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
-from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.informer import list_once
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer
-from bridge.pipeline.planner import apply_plan
+from bridge.oneshot.inputs import Loaded, Sides
+from bridge.oneshot.sync import write
 from bridge.report import Outcome, Report, build_report
-from bridge.telemetry.logs import kube_warning
 
 
-def purge(kube: KubeConfig, owner: str, namespaces: tuple[str, ...] | None, dry_run: bool) -> Report:
+def purge(namespaces: tuple[str, ...] | None, dry_run: bool, **sides: Unpack[Sides]) -> Report:
     """Delete every object with our label and this owner id in `namespaces` (None: all); the account of it.
 
-    A Service goes last at its target. Raises TransientError or PermanentError when Kubernetes cannot be read.
+    Consul is not asked. A Service goes last at its target. A namespace that we may not list is left alone and reported
+    as failed. Raises TransientError or PermanentError when Kubernetes cannot be read.
     """
-    client = KubeClient(kube, kube_warning)
-    try:
-        store = list_once(client, namespaces, owner, routes=False)
-        plans = [_plan(store, target, owner) for target in sorted(store.targets())]
-        if dry_run:
-            return build_report([Outcome(plan) for plan in plans], {}, dry_run=True)
-        writer = Writer(client)
-        outcomes = [apply_plan(plan, writer.apply) for plan in plans]
-        return build_report(outcomes, {}, dry_run=False)
-    finally:
-        client.close()
+    with closing(Loaded(**sides)) as loaded:
+        loaded.connect()
+        loaded.namespaces = namespaces
+        loaded.list_again()
+        store, owner = loaded.store, loaded.options.owner
+        plans = [_plan(store, t, owner) for t in sorted(store.targets()) if t.namespace not in store.unreadable]
+        outcomes = [Outcome(plan) for plan in plans] if dry_run else write(plans, Writer(loaded.client), loaded)
+        unread = loaded.planner(Guard(loaded.options.guard)).unplanned()
+        return build_report(outcomes, {}, dry_run=dry_run, unplanned=unread)
 
 
 def _plan(store: Store, target: Target, owner: str) -> Plan:

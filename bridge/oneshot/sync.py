@@ -9,8 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Unpack
 
-from bridge.core import select
-from bridge.core.model import Action, Change, Listing, Plan, Query, Target
+from bridge.core.model import Action, Change, Plan, Query, Target
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
 from bridge.core.select import Only
@@ -64,7 +63,7 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
         writer = Writer(loaded.client)
-        done = {outcome.plan.target: outcome for outcome in _write(plans, writer, loaded)}
+        done = {outcome.plan.target: outcome for outcome in write(plans, writer, loaded)}
         for attempt in range(1, STALE_ROUNDS + 1):
             stale = {target for target, outcome in done.items() if _is_stale(outcome)}
             if not stale or stop.wait(options.retry.wait_seconds(attempt)):
@@ -82,7 +81,7 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
                 if names := names_at(loaded.store.current(target)):
                     world.record_owned(target, names, now=0.0)
             world.expire(now=0.0)
-            again = {o.plan.target: o for o in _write(planner.plan_all(stale), writer, loaded)}
+            again = {o.plan.target: o for o in write(planner.plan_all(stale), writer, loaded)}
             done.update({target: _together(done[target], again.get(target)) for target in stale})
         outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
         if any(isinstance(failure.error, ForbiddenError) for outcome in outcomes for failure in outcome.failures):
@@ -103,18 +102,11 @@ def _missing_rights(loaded: Loaded, kube: KubeConfig) -> list[WarningRow]:
 
 def _doubts(loaded: Loaded) -> list[WarningRow]:
     """What looks like a mistake in the tags of the rules."""
-    doubts: list[WarningRow] = []
-    if not any(rule.tags for rule in loaded.rules):
-        return doubts
-    for datacenter, listing in loaded.listings.items():
-        for service, tags in listing.services.items() if isinstance(listing, Listing) else ():
-            named = select.choices(loaded.rules, service, datacenter)
-            kept = loaded.world.remembered_at((datacenter, service))
-            for choice, reason in select.unmet(service, named, tags, kept):
-                if isinstance(choice.target, Target):
-                    at = choice.target
-                    doubts.append(WarningRow(at.namespace, at.name, service, datacenter, reason))
-    return doubts
+    return [
+        WarningRow(at.namespace, at.name, choice.query.service, choice.query.datacenter, reason)
+        for choice, reason in loaded.unmet()
+        if isinstance(at := choice.target, Target)
+    ]
 
 
 def _absent_namespaces(client: KubeClient, plans: Sequence[Plan]) -> list[WarningRow]:
@@ -131,7 +123,7 @@ def _absent_namespaces(client: KubeClient, plans: Sequence[Plan]) -> list[Warnin
     ]
 
 
-def _write(plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcome]:
+def write(plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcome]:
     """Apply the plans with `options.writers` threads: updates before creations, losses of the last endpoint last."""
     options, stop, say = loaded.options, loaded.stop, loaded.say
     ordered = sorted(plans, key=_urgency)
@@ -140,7 +132,7 @@ def _write(plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcom
     say("writing", done, total)
     lock = threading.Lock()
 
-    def write(change: Change) -> None:
+    def send(change: Change) -> None:
         if stop.is_set():
             raise CancelledError("interrupted before this object was written")
         stale: list[StaleError] = []
@@ -157,7 +149,7 @@ def _write(plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcom
 
     def work(plan: Plan) -> Outcome:
         nonlocal done
-        outcome = apply_plan(plan, write)
+        outcome = apply_plan(plan, send)
         with lock:
             done += 1
             say("writing", done, total)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from bridge.core.annotated import Annotated
 from bridge.core.guard import GuardSettings
 from bridge.core.model import Adopt, Policy
+from bridge.core.reconcile import PlanOptions
 from bridge.pipeline.dns import ResolverSettings
 
 
@@ -27,3 +28,9 @@ class PassOptions:
     cluster_nodes: tuple[str, ...]
     annotated: Annotated
     writers: int
+
+    def of_plans(self, *, force: bool = False) -> PlanOptions:
+        """What of it a plan depends on."""
+        return PlanOptions(
+            owner=self.owner, policy=self.policy, adopt=self.adopt, force=force, installation=self.installation
+        )

@@ -19,10 +19,12 @@ from bridge.core.reasons import Code, code_of
 from bridge.errors import ForbiddenError
 from bridge.oneshot.check import check
 from bridge.oneshot.inspection import explain_once, status_once
+from bridge.oneshot.probe import Probe
 from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.consul import Fault as ConsulFault
 from tests.support.fakes.kube import FakeKube, Fault
 from tests.support.options import consul_config, kube_config, sync_options
 
@@ -274,6 +276,30 @@ def test_what_a_person_asks_for_in_vain_is_a_warning(both: Both) -> None:
         "default/elsewhere asks for datacenter dc9: only dc1 may be asked (consul.datacenters); default/selecting has "
         "a selector: Kubernetes fills it; default/nobody asks for nix, which dc1 does not list",
     )
+
+
+def test_a_token_that_sees_no_service_is_the_only_thing_that_is_reported(both: Both) -> None:
+    """What is hidden may be there: neither a user's request nor a name in a rule is reported as wrong."""
+    both.person("web")
+    both.consul.hidden = {"web", "consul"}
+    found = both.check(Rule(services=("api",)))
+    assert found["token in dc1"][0] == "failed"
+    assert found["annotated Services"] == ("ok", "1 asks to be filled -> ")
+    assert not {"names in rules", "services of dc1"} & found.keys()
+
+
+def test_a_listing_that_fails_after_the_probe_of_the_token_is_reported(both: Both) -> None:
+    """The services are read as by a pass, once more: what is wrong then is no empty selection alone."""
+
+    def break_it(probe: Probe) -> None:
+        if probe.name == "token in dc1":
+            both.consul.inject(ConsulFault(status=500), times=100, path="/v1/catalog/services")
+
+    rules, options = (Rule(services=("web",)),), sync_options(retry=QUICK)
+    probes = check(both.sides["consul"], both.sides["kube"], lambda: rules, (), break_it, options=options)
+    found = {probe.name: probe for probe in probes}
+    assert (found["token in dc1"].state, found["services of dc1"].state) == ("ok", "failed")
+    assert "answers 500" in found["services of dc1"].detail
 
 
 def test_a_service_of_a_rule_whose_name_a_person_has_taken_is_told(both: Both) -> None:

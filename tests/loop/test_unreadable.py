@@ -19,6 +19,7 @@ from bridge.daemon import Daemon
 from bridge.errors import PermanentError
 from bridge.kube import informer as cache_module
 from bridge.oneshot.inspection import explain_once, status_once
+from bridge.oneshot.purge import purge
 from bridge.oneshot.sync import sync_once
 from bridge.render import failed_lines
 from bridge.report import Report, exit_status
@@ -166,6 +167,18 @@ def test_status_and_explain_show_the_others_and_say_what_cannot_be_read(both: Bo
     explained = explain_once("b", **both.sides, **asked)
     (explanation,), troubles = explained.explanations, explained.trouble
     assert (explanation.differences, troubles) == ((), status.trouble)
+
+
+def test_purge_deletes_in_the_other_namespaces_and_reports_this_one(both: Both) -> None:
+    """As a pass does; a Service that is changed meanwhile, or a server that fails once, is tried again."""
+    both.sync()
+    both.kube.forbid("admin", "list", "endpoints", "apps")
+    both.kube.inject(Fault(status=503), times=1, path="/namespaces/default/services")
+    sides: Json = {"rules": (), "options": sync_options(retry=QUICK), "stop": threading.Event()}
+    report = purge(("apps", "default"), dry_run=False, **both.sides, **sides)
+    assert (both.kube.get("services", "default", "a"), both.ready("apps", "b")) == (None, ["10.0.0.2"])
+    assert [(row.action, row.namespace) for row in report.failed] == [("read", "apps")]
+    assert {row.namespace for row in report.changes} == {"default"}
 
 
 # --------------------------------------------------------------------------- the running bridge

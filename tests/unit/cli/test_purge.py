@@ -26,8 +26,8 @@ class Purge:
         self.plan = plan(change(Action.DELETE), change(Action.DELETE, Kind.SERVICE))
         self.failing = False
 
-    def __call__(self, _kube: Any, owner: str, namespaces: Any, dry_run: bool, **_: Any) -> Report:
-        self.calls.append((owner, namespaces, dry_run))
+    def __call__(self, namespaces: Any, dry_run: bool, *, options: Any, **_: Any) -> Report:
+        self.calls.append((options.owner, namespaces, dry_run))
         if not self.plan.changes:
             return report(dry_run=dry_run)
         if dry_run:
