@@ -431,11 +431,11 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         sock.settimeout(_left(deadline))
         sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
         stream: Any = _Stream(sock, deadline, self._finish_seconds)
-        response = http.client.HTTPResponse(stream, method="CONNECT")
-        try:
-            response.begin()  # reads nothing beyond the headers: a server's first TLS byte answers one of ours
-        except (OSError, http.client.HTTPException) as error:
-            raise ProxyError(f"{proxy} gives no answer to CONNECT {authority}: {error or 'closed'}") from error
+        with http.client.HTTPResponse(stream, method="CONNECT") as response:
+            try:
+                response.begin()  # reads nothing beyond the headers: a server's first TLS byte answers one of ours
+            except (OSError, http.client.HTTPException) as error:
+                raise ProxyError(f"{proxy} gives no answer to CONNECT {authority}: {error or 'closed'}") from error
         if response.status == 407:
             raise ProxyError(
                 f"{proxy} asks for a user and password (407): write {proxy.source}=http://USER:PASSWORD@HOST:PORT"

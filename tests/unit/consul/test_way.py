@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import socket
 import ssl
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -195,12 +197,23 @@ def test_a_proxy_that_is_not_there_is_not_taken_for_consul() -> None:
         (b"SSH-2.0-OpenSSH\r\n", "gives no answer to CONNECT consul.example:8501"),
     ],
 )
-def test_a_tunnel_that_a_proxy_refuses_is_said_with_its_words(answer: bytes | None, said: str) -> None:
-    """TLS goes through CONNECT."""
+def test_a_tunnel_that_a_proxy_refuses_is_said_with_its_words(
+    answer: bytes | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS goes through CONNECT. The answer is closed: Python 3.13 and later write a traceback for one that is not."""
+    answers: list[http.client.HTTPResponse] = []
+
+    class Kept(http.client.HTTPResponse):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            answers.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(http.client, "HTTPResponse", Kept)
     with raw_server(lambda *_: answer) as (proxy, requests), pytest.raises(TransientError, match=said) as error:
         ask(through(proxy, "https://consul.example:8501", "HTTPS_PROXY"))
     assert f"the proxy http://{proxy} (HTTPS_PROXY)" in str(error.value)
     assert requests[0].startswith(b"CONNECT consul.example:8501 HTTP/1.1\r\nHost: consul.example:8501\r\n")
+    assert [kept.closed for kept in answers] == [True]
 
 
 # --------------------------------------------------------------------------- what is in front of Consul
