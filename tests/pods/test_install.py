@@ -39,7 +39,7 @@ def test_the_readme_installs_it_and_a_pod_asks_by_name(cluster: Cluster, figure:
            f"{time.monotonic() - began:.1f} s")  # fmt: skip
 
     bridge.kubectl("apply", "-f", str(overlay / "database.yaml"))
-    bridge.await_addresses("database", 1)
+    annotated = bridge.await_addresses("database", 1)
 
     client = bridge.client("radosgw", 8080, 10)
     client.await_calm(3 * VMS)
@@ -48,14 +48,21 @@ def test_the_readme_installs_it_and_a_pod_asks_by_name(cluster: Cluster, figure:
     assert client.failed(since) == []
     answered = bridge.python("client", ASK.format(host="database:5432"))
     assert answered.strip() == "vm-1"
+    figure("a user's annotated Service", f"its address is there after {annotated:.1f} s; a pod is answered by its name")
     bridge.kubectl("delete", "pod", "client", "--wait=false")
     cluster.kubectl("delete", "namespace", "readme", "--wait=false")
 
 
-def test_restricted_pod_security_admits_it_and_is_enforced(storage: Storage) -> None:
+def test_restricted_pod_security_admits_it_and_is_enforced(storage: Storage, figure: Figure) -> None:
     """The namespace refuses a pod that may become root; the bridge's pods run in it, and nothing warned of them."""
     privileged = storage.bridge.kubectl(
         "run", "privileged", "--image=lab/pause:1", "--image-pull-policy=Never", check=False
     )
     assert 'violates PodSecurity "restricted:latest"' in privileged
     assert len(storage.bridge.ready_pods()) == 2
+    refused = privileged.count(" must ")
+    assert refused == 4
+    figure(
+        "restricted Pod Security enforced",
+        f"both replicas run; a pod of `kubectl run` is refused for {refused} reasons",
+    )
