@@ -48,7 +48,7 @@ class FullPasses:
             self.nodes.refresh()
         with self.planner.lock:
             targets = self.planner.world.targets() | set(self.informer.targets())
-        plans = self.planner.plan_all(targets, ask=False)
+        plans = self.planner.plan_full_pass(targets)
         for plan in plans:
             self.results.planned(plan)
             if (plan.writes or plan.unmirrored) and self.leadership.leads(plan.target):

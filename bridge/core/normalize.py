@@ -17,6 +17,8 @@ from bridge.core.reasons import Code, Reason
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+Order = tuple[int, int]
+"""An address as its version and number."""
 Members = Mapping[tuple[Family, tuple[Port, ...]], Mapping[str, Endpoint]]
 """Endpoints by address, by the group that they are in."""
 
@@ -27,6 +29,12 @@ _ADDRESS_LENGTH = 64
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_USUAL_HOST = re.compile(
+    r"(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.)" + rf"{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}\Z", re.ASCII
+)
+"""IPv4 addresses in canonical form that `_no_host` has nothing against: nearly all there are, and ten times as fast."""
 
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.)*"
                         r"(?=[A-Za-z0-9-]*[A-Za-z])[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?\.?\Z")  # fmt: skip
@@ -57,6 +65,8 @@ def parse(text: str) -> Address | Refused:
 
 @lru_cache(maxsize=_CACHED)
 def _parse(text: str) -> Address | Refused:
+    if _USUAL_HOST.match(text):
+        return Address(text, Family.IPV4)
     try:
         ip = ipaddress.ip_address(text)
     except ValueError:
@@ -118,9 +128,10 @@ def _named(text: str) -> Refused:
 
 
 @lru_cache(maxsize=1024)
-def networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
-    """Parse CIDRs (validated by the settings; a bad one here is a bug and raises ValueError)."""
-    return tuple(ipaddress.ip_network(cidr, strict=False) for cidr in cidrs)
+def _ranges(cidrs: tuple[str, ...]) -> tuple[tuple[Order, Order, Network], ...]:
+    """The first and last address of CIDRs (validated by the settings; a bad one is a bug and raises ValueError)."""
+    networks = [ipaddress.ip_network(cidr, strict=False) for cidr in cidrs]
+    return tuple(((n.version, int(n.network_address)), (n.version, int(n.broadcast_address)), n) for n in networks)
 
 
 def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str = "") -> Reason | None:
@@ -128,25 +139,25 @@ def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: 
 
     Deny wins over allow, and an IPv4 address that is `embedded` is denied like one that stands by itself.
     """
-    return _excluded(text, allow, deny, section) if allow or deny else None
-
-
-@lru_cache(maxsize=_CACHED)
-def _excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str) -> Reason | None:
-    ip = ipaddress.ip_address(text)
-    inner = embedded(ip)
-    for network in networks(deny):
-        if ip in network:
+    if not (allow or deny):
+        return None
+    here = _order(text)
+    inner = embedded(ipaddress.IPv6Address(here[1])) if here[0] == 6 else None
+    unpacked = None if inner is None else (4, int(inner))
+    for first, last, network in _ranges(deny):
+        if first <= here <= last:
             return Reason(Code.CIDR_DENIED, address=text, section=section, network=network)
-        if inner is not None and inner in network:
+        if unpacked is not None and first <= unpacked <= last:
             return Reason(Code.CIDR_DENIED_EMBEDDED, address=text, inner=inner, section=section, network=network)
-    if allow and not any(ip in network for network in networks(allow)):
+    if allow and not any(first <= here <= last for first, last, _ in _ranges(allow)):
         return Reason(Code.CIDR_NOT_ALLOWED, address=text, section=section)
     return None
 
 
 @lru_cache(maxsize=_CACHED)
-def _order(address: str) -> tuple[int, int]:
+def _order(address: str) -> Order:
+    if _USUAL_HOST.match(address):
+        return 4, int.from_bytes(bytes(map(int, address.split("."))))
     ip = ipaddress.ip_address(address)
     return ip.version, int(ip)
 

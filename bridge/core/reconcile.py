@@ -129,12 +129,15 @@ class Draft:
     """A plan before the guard has seen it, with what is needed to plan again. `desired` None: nothing should exist.
 
     `leaving`: the services have left Consul and only their grace period keeps the objects, so none is created.
+    `repeats`: the same inputs give the same plan again, for it does nothing and nothing was asked but the inputs, the
+    cluster's nodes and the right to write slices.
     """
 
     plan: Plan
     desired: Mirror | None
     current: Current
     leaving: bool = False
+    repeats: bool = False
 
 
 # --------------------------------------------------------------------------- 1. what is known
@@ -279,7 +282,19 @@ def _with_sources(
     if chosen is not None:
         plan = chosen.told(plan)
     doubt = inputs.doubt if inputs.doubt and _may_be_meant(plan, carrying, current, around, resolved) else None
-    return Draft(replace(plan, queries=queries, doubt=doubt), desired, current, leaving)
+    asked_more = (
+        names or first.rule.combine is not None or plan.unmirrored or plan.released or current.route is not None
+    )
+    repeats = desired is not None and not asked_more and _does_nothing(plan)
+    if plan.queries != queries or doubt is not None:
+        plan = replace(plan, queries=queries, doubt=doubt)
+    return Draft(plan, desired, current, leaving, repeats)
+
+
+def _does_nothing(plan: Plan) -> bool:
+    """Whether a plan writes nothing, takes nothing away and leaves nothing to report."""
+    lost = plan.removed or plan.became_unready or plan.deselected
+    return not (plan.writes or plan.conflicts or plan.deviations or lost)
 
 
 @dataclass(frozen=True, slots=True)

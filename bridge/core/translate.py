@@ -538,7 +538,7 @@ def _addresses(
     """The addresses that traffic may be sent to, or why there is none."""
     parsed = normalize.parse(address)
     candidates: Iterable[normalize.Address | normalize.Refused] = (parsed,)
-    reason = Reason(Code.HOST_NAME_EMPTY, name=truncate(address))
+    reason: Reason | None = None
     if isinstance(parsed, normalize.Refused) and parsed.is_name:
         if not rules.bounds.host_names:
             return Reason(Code.HOST_NAMES_OFF, name=truncate(address))
@@ -555,7 +555,7 @@ def _addresses(
             reason = Reason(Code.NODE_ADDRESS, address=candidate.text, node=node)
         else:
             found.append(candidate)
-    return found or reason
+    return found or reason or Reason(Code.HOST_NAME_EMPTY, name=truncate(address))
 
 
 def _outside(address: str, rules: InstanceRules) -> Reason | None:

@@ -286,9 +286,16 @@ class KubeClient:
             raise self._refusal(asked, answer.status, answer.headers, answer.body)
         return answer
 
-    def page(self, path: str, *, query: Sequence[tuple[str, str]] = (), accept: str = JSON) -> Any:
-        """GET a page of a list, as `wire.page`. Raises ValueError when it is no JSON."""
-        return wire.page(self.request("GET", path, query=query, accept=accept).body)
+    def page(
+        self,
+        path: str,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        accept: str = JSON,
+        read: Callable[[bytes], Any] | None = None,
+    ) -> Any:
+        """GET a page of a list, as `wire.page` (or `read`) gives it. Raises ValueError when it is no JSON."""
+        return (read or wire.page)(self.request("GET", path, query=query, accept=accept).body)
 
     @contextlib.contextmanager
     def stream(

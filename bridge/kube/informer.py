@@ -46,7 +46,7 @@ from bridge.errors import BridgeError, CancelledError, ForbiddenError, Permanent
 from bridge.kube import faults, gateway, objects, wire
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
 from bridge.kube.objects import Decoded
-from bridge.kube.store import Store
+from bridge.kube.store import Key, Store
 from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
 from bridge.threads import guarded_thread
@@ -94,12 +94,21 @@ _EVENT = re.compile(
 """The beginning of a watch event, in the order in which the API server writes an object's fields."""
 
 
+Read = Callable[[bytes], Any]
+
+
 def list_pages(
-    client: KubeClient, kind: Kind, namespace: str | None, selector: str, accept: str = JSON, page: int = PAGE
+    client: KubeClient,
+    kind: Kind,
+    namespace: str | None,
+    selector: str,
+    accept: str = JSON,
+    page: int = PAGE,
+    read: Read | None = None,
 ) -> Iterator[tuple[list[Any], str]]:
     """Pages of a list of objects of one kind, as `pages`."""
     more = [("labelSelector", selector)] if selector else []
-    return pages(client, objects.path(kind, namespace), objects.PLURAL[kind], more, accept, page)
+    return pages(client, objects.path(kind, namespace), objects.PLURAL[kind], more, accept, page, read)
 
 
 def pages(
@@ -109,16 +118,18 @@ def pages(
     more: Sequence[tuple[str, str]] = (),
     accept: str = JSON,
     page: int = PAGE,
+    read: Read | None = None,
 ) -> Iterator[tuple[list[Any], str]]:
     """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway.
 
-    A page that is larger than an answer may be is asked for again in smaller ones. `more` goes into each question.
+    A page that is larger than an answer may be is asked for again in smaller ones. `more` goes into each question,
+    `read` makes a page of each answer (`wire.page`).
     """
     following = ""
     while True:
         query = [("limit", str(page)), *more, *([("continue", following)] if following else [])]
         try:
-            found = client.page(path, query=query, accept=accept)
+            found = client.page(path, query=query, accept=accept, read=read)
             metadata = found["metadata"]
             items = list(found.get("items") or [])
             following = metadata.get("continue") or ""
@@ -159,13 +170,26 @@ def _selector(kind: Kind, *, wanted: bool) -> str:
     return SELECTORS[kind] if wanted or kind is not Kind.HTTP_ROUTE else objects.OURS
 
 
-def _read(client: KubeClient, kind: Kind, namespace: str | None, selector: str) -> tuple[list[Decoded], int]:
-    """A whole list, decoded page by page."""
-    decoded: list[Decoded] = []
-    version = ""
-    for items, version in list_pages(client, kind, namespace, selector):  # noqa: B007 - the last one is used
-        decoded += (found for item in items if (found := objects.decode(kind, item)) is not None)
-    return decoded, objects.version(version)
+def _list_into(
+    store: Store, client: KubeClient, kind: Kind, namespace: str | None, selector: str
+) -> tuple[set[Target], int]:
+    """Read a whole list into the store, page by page: the targets where something differs, and the list's version.
+
+    What the last list had in the very same bytes is not decoded again.
+    """
+    since, listed, digests, version = store.begin_list(), list[Decoded](), dict[Key, int](), ""
+    for items, version in list_pages(client, kind, namespace, selector, read=wire.raw_page):  # noqa: B007 - the last
+        for item in items:
+            key, digest = wire.identify(item)
+            try:
+                found = store.decoded(kind, key, digest) or objects.decode(kind, wire.item(item))
+            except (ValueError, RecursionError) as error:
+                raise TransientError(f"the list of {objects.PLURAL[kind]} is no Kubernetes list") from error
+            if found is not None:
+                listed.append(found)
+                digests[key] = digest
+    position = objects.version(version)
+    return store.replace(kind, namespace, listed, position, since, digests), position
 
 
 def _read_foreign(client: KubeClient, namespace: str | None) -> list[Meta]:
@@ -223,9 +247,7 @@ def _fill(
         if kind is None:
             store.replace_foreign(namespace, _read_foreign(client, namespace))
             return set()
-        since = store.begin_list()
-        items, version = _read(client, kind, namespace, _selector(kind, wanted=wanted))
-        return store.replace(kind, namespace, items, version, since)
+        return _list_into(store, client, kind, namespace, _selector(kind, wanted=wanted))[0]
 
     return three_tries(read)
 
@@ -817,9 +839,9 @@ class _Reflector:
         self._on_settled()
 
     def _list(self) -> None:
-        since = self._shared.store.begin_list()
-        items, version = _read(self._shared.client, self.kind, self.namespace, self._selector)
-        changed = self._shared.store.replace(self.kind, self.namespace, items, version, since)
+        changed, version = _list_into(
+            self._shared.store, self._shared.client, self.kind, self.namespace, self._selector
+        )
         self._position = str(version)
         self.lists += 1
         self._alive()

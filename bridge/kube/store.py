@@ -44,17 +44,22 @@ Key = tuple[str, str]
 TOMBSTONES = 4096
 """How many vanished objects are remembered as such."""
 
+_NO_DIGESTS: Mapping[Key, int] = {}
+
 LATE_SECONDS = 60.0
 """A write of ours that seemed to fail may show so much later."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """An object (None: it is known to be gone), its version, and the store's own counter when it was set."""
+    """An object (None: it is known to be gone), its version, the store's own counter when it was set, and a digest of
+    the bytes in which a list had it (0: it was no list).
+    """
 
     found: Decoded | None
     version: int
     sequence: int
+    digest: int = 0
 
 
 class Store:
@@ -245,8 +250,20 @@ class Store:
         with self._lock:
             return self._sequence
 
+    def decoded(self, kind: Kind, key: Key, digest: int) -> Decoded | None:
+        """What is held of an object, if it was decoded from a list that had it in bytes of this digest."""
+        with self._lock:
+            held = self._entries[kind].get(key)
+            return held.found if held is not None and digest and held.digest == digest else None
+
     def replace(
-        self, kind: Kind, namespace: str | None, items: Iterable[Decoded], version: int, since: int
+        self,
+        kind: Kind,
+        namespace: str | None,
+        items: Iterable[Decoded],
+        version: int,
+        since: int,
+        digests: Mapping[Key, int] = _NO_DIGESTS,
     ) -> set[Target]:
         """A complete list of the kind in `namespace` (None: all). Targets where something differs from before."""
         listed = {(i.meta.namespace, i.meta.name): i for i in items}
@@ -264,10 +281,13 @@ class Store:
                 del entries[key]
             for key, found in listed.items():
                 held = entries.get(key)
+                if held is not None and held.found is found:
+                    continue
                 found_version = objects.version(found.meta.resource_version)
                 if held is not None and held.sequence > since and held.version >= found_version:
                     continue
                 changed |= self._hold(kind, key, found, found_version)
+                entries[key].digest = digests.get(key, 0)
             self._min_resource_versions[kind, namespace] = version
         return changed
 

@@ -53,12 +53,29 @@ class _Page(TypedDict, total=False):
     items: list[_Object]
 
 
+class _RawPage(TypedDict, total=False):
+    metadata: Any
+    items: list[msgspec.Raw]
+
+
+class _Identity(msgspec.Struct):
+    name: str = ""
+    namespace: str = ""
+
+
+class _Identified(msgspec.Struct):
+    metadata: _Identity
+
+
 class _Event(TypedDict, total=False):
     type: Any
     object: _Object
 
 
 _PAGE = msgspec.json.Decoder(_Page)
+_RAW_PAGE = msgspec.json.Decoder(_RawPage)
+_IDENTIFIED = msgspec.json.Decoder(_Identified)
+_OBJECT = msgspec.json.Decoder(_Object)
 _EVENT = msgspec.json.Decoder(_Event)
 
 
@@ -68,6 +85,33 @@ def page(body: bytes) -> Any:
         return _PAGE.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         return json.loads(body)
+
+
+def raw_page(body: bytes) -> Any:
+    """The same with its items not read yet: `identify` and `item` do that."""
+    try:
+        return _RAW_PAGE.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return json.loads(body)
+
+
+def identify(raw: Any) -> tuple[tuple[str, str], int]:
+    """Namespace and name of an item of a `raw_page`, and a digest of it; 0 when it has an odd shape."""
+    try:
+        found = _IDENTIFIED.decode(raw).metadata
+    except (msgspec.MsgspecError, RecursionError, TypeError):  # the last: `json` has read the page
+        return ("", ""), 0
+    return (found.namespace, found.name), hash(bytes(raw))
+
+
+def item(raw: Any) -> Any:
+    """An item of a `raw_page`, read as `page` reads it."""
+    if not isinstance(raw, msgspec.Raw):
+        return raw
+    try:
+        return _OBJECT.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return json.loads(bytes(raw))
 
 
 def event(line: bytes) -> Any:

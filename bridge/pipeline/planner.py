@@ -24,6 +24,7 @@ from bridge.core.model import (
     Group,
     Kind,
     Meta,
+    Output,
     Place,
     Plan,
     Query,
@@ -114,7 +115,9 @@ class Planner:
             time_of_day=time_of_day,
             doubted=self._doubted,
         )
+        self._around_unasked = replace(self._around, mirrored=_not_seen)
         self._look_again: dict[Target, float] = {}
+        self._last_pass: dict[Target, tuple[Inputs, Draft]] = {}
         self.unreadable: Mapping[str, str] = unreadable or {}
         self._window = window
 
@@ -125,6 +128,8 @@ class Planner:
     @nodes.setter
     def nodes(self, nodes: ClusterNodes) -> None:
         self._around = replace(self._around, nodes=nodes)
+        self._around_unasked = replace(self._around, mirrored=_not_seen)
+        self._last_pass = {}
 
     def plan(self, target: Target) -> Plan | None:
         """What is to be done at one target; None while too little is known to say anything about it."""
@@ -137,6 +142,16 @@ class Planner:
         Not `ask`: what the control plane has mirrored is not asked for, a request each; the plan is `unmirrored` then.
         """
         drafts = (self._draft(target, ask=ask) for target in sorted(targets))
+        return self._judge([draft for draft in drafts if draft is not None])
+
+    def plan_full_pass(self, targets: Collection[Target]) -> list[Plan]:
+        """As `plan_all` without asking, for all targets there are; for one thread.
+
+        A target is planned from all that is known of it, unless that is what it was at the last full pass and its plan
+        would be the same again (`Draft.repeats`).
+        """
+        last, self._last_pass = self._last_pass, {}
+        drafts = [self._draft(target, ask=False, last=last) for target in sorted(targets)]
         return self._judge([draft for draft in drafts if draft is not None])
 
     def counts_unheld(self, target: Target) -> tuple[int, int]:
@@ -186,16 +201,30 @@ class Planner:
                 found = True
         return found
 
-    def _draft(self, target: Target, *, ask: bool = True) -> Draft | None:
+    def _draft(
+        self, target: Target, *, ask: bool = True, last: Mapping[Target, tuple[Inputs, Draft]] | None = None
+    ) -> Draft | None:
+        """`last`: what the last full pass found; this one is part of the next."""
         if target.namespace in self.unreadable:
             return None
         now = self._clock()
         with self.lock:
             inputs = observe(self.world, self._store.current(target), now)
-        around = self._around if ask else replace(self._around, mirrored=_not_seen)
-        draft = reconcile(inputs, self._options, around)
+        around = self._around if ask else self._around_unasked
+        before = None if last is None else last.get(target)
+        if before is not None and before[0] == inputs and self._has_slice_rights(before[1]):
+            draft: Draft | None = before[1]
+        else:
+            before, draft = None, reconcile(inputs, self._options, around)
+        if last is not None and draft is not None and draft.repeats and self._has_slice_rights(draft):
+            self._last_pass[target] = before or (inputs, draft)
         self._note(inputs, draft, now)
         return draft
+
+    def _has_slice_rights(self, draft: Draft) -> bool:
+        """Whether no right on slices is missing that a target's plan depends on."""
+        slices = draft.current.slices or (draft.desired is not None and draft.desired.output is not Output.ENDPOINTS)
+        return not slices or not self._around.slices_forbidden(draft.current.target.namespace)
 
     def _note(self, inputs: Inputs, draft: Draft | None, now: float) -> None:
         """When a target is to be planned again without any event: another datacenter may take over then, or, where none
@@ -225,7 +254,9 @@ class Planner:
 
     def _judge(self, drafts: Sequence[Draft]) -> list[Plan]:
         plans = judge(drafts, self._admit, self._options, self._around)
-        return [replace(p, deviations=()) if self._window is None else self._window.judge(p) for p in plans]
+        if self._window is not None:
+            return [self._window.judge(plan) for plan in plans]
+        return [replace(plan, deviations=()) if plan.deviations else plan for plan in plans]
 
     def _admit(self, plans: Sequence[Plan]) -> Verdict:
         with self.lock:

@@ -313,7 +313,10 @@ def write_kubeconfig(client: KubeClient, server: str) -> Path:
 # --------------------------------------------------------------------------- lists
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"metadata": 5}', b'{"items": []}'])
+BROKEN_ITEM = b'{"metadata": {"resourceVersion": "5"}, "items": [{"metadata": {"name": "\xff"}}]}'
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"metadata": 5}', b'{"items": []}', BROKEN_ITEM])
 def test_a_list_that_is_none_is_trouble_not_emptiness(fake: FakeKube, client: KubeClient, body: bytes) -> None:
     """200 from something that is no API server must never read as "there is nothing"."""
     fake.inject(Fault(status=200, body=body), times=1, path="endpointslices")
@@ -325,7 +328,7 @@ def test_pages_that_expire_midway_are_read_from_the_start(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """410 on a `continue`: the list begins again, complete and without duplicates."""
-    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3))
+    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, None))
     for number in range(8):
         fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
     fake.inject(Fault(status=410), times=1, path="continue=.*")
@@ -337,7 +340,7 @@ def test_a_list_that_never_holds_still_is_an_error(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three expired tries are enough for a one-shot command."""
-    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3))
+    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, None))
     for number in range(8):
         fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
     fake.inject(Fault(status=410), times=99, path="continue=.*")
@@ -539,6 +542,39 @@ def test_a_refresh_finds_what_the_watches_missed(fake: FakeKube, running: Runnin
     fake.watch_hold.set()
     time.sleep(0.05)
     assert running.told == [Target("default", "missed")]
+
+
+def test_a_refresh_decodes_only_what_it_did_not_see_before(
+    fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of objects are listed at every full pass, and hardly any has changed; one that has is seen."""
+    for number in range(8):
+        fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
+    store = Store("default")
+    decoded: list[str] = []
+    decode = objects.decode
+
+    def note(kind: Kind, raw: Any) -> Any:
+        decoded.append(raw["metadata"]["name"])
+        return decode(kind, raw)
+
+    def listed() -> set[Target]:
+        return cache_module._list_into(store, client, Kind.ENDPOINTS, None, objects.OURS)[0]
+
+    assert len(listed()) == 8
+    monkeypatch.setattr(objects, "decode", note)
+    assert (listed(), decoded) == (set(), [])
+    fake.put("endpoints", ours("s3", "10.0.0.2"))
+    assert (listed(), decoded) == ({Target("default", "s3")}, ["s3"])
+    store.confirm(update(endpoints(group(*ready("10.0.0.9"))), meta_of(store, "s3")), meta_of(store, "s3", "999"))
+    assert (listed(), decoded) == ({Target("default", "s3")}, ["s3", "s3"]), "not what a write was answered with"
+
+
+def meta_of(store: Store, name: str, version: str = "") -> Meta:
+    """Of Endpoints that are held, with another version if one is given."""
+    held = store.current(Target("default", name)).endpoints
+    assert held is not None
+    return replace(held.meta, resource_version=version or held.meta.resource_version)
 
 
 def test_a_refresh_does_not_wait_for_a_server_that_does_not_answer(fake: FakeKube, running: Running) -> None:

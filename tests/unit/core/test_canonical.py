@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridge.core import normalize
 from bridge.core.model import Endpoint, Family
@@ -23,6 +25,15 @@ from tests.unit.core.builders import down, group, ready
 def test_addresses_are_spelled_as_kubernetes_wants_them(text: str, canonical_text: str, family: Family) -> None:
     """EndpointSlices refuse any other spelling."""
     assert normalize.parse(text) == normalize.Address(canonical_text, family)
+
+
+@settings(max_examples=500)
+@given(ip=st.ip_addresses(v=4))
+def test_the_short_way_takes_just_the_addresses_of_hosts(ip: ipaddress.IPv4Address) -> None:
+    """Nearly all addresses are usual; whatever the expression lets through, the networks must let through, too."""
+    found = normalize.parse(str(ip))
+    assert isinstance(found, normalize.Address) == (normalize._no_host(ip) is None)
+    assert normalize._order(str(ip)) == (4, int(ip))
 
 
 @pytest.mark.parametrize(

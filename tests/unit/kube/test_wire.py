@@ -20,9 +20,13 @@ from tests.unit.hostile.values import JUNK
 def test_an_object_decodes_the_same_as_from_json(kind: Kind, raw: Any) -> None:
     """Whatever its shape: what msgspec refuses is read by `json`."""
     expected = objects.decode(kind, json.loads(json.dumps(raw)))
-    (item,) = wire.page(json.dumps({"metadata": {"resourceVersion": "7"}, "items": [raw]}).encode())["items"]
+    page = json.dumps({"metadata": {"resourceVersion": "7"}, "items": [raw]}).encode()
+    (item,), (later,) = wire.page(page)["items"], wire.raw_page(page)["items"]
     event = wire.event(json.dumps({"type": "MODIFIED", "object": raw}).encode())
-    assert (objects.decode(kind, item), objects.decode(kind, event["object"])) == (expected, expected)
+    found = (item, wire.item(later), event["object"])
+    assert tuple(objects.decode(kind, one) for one in found) == (expected,) * 3
+    key, digest = wire.identify(later)
+    assert not digest or expected is None or key == (expected.meta.namespace, expected.meta.name)
 
 
 def test_what_is_not_read_is_not_built() -> None:
@@ -39,6 +43,6 @@ def test_what_is_not_read_is_not_built() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"items": []} x', b"\xff", b"[" * 100_000])
 def test_what_is_no_json_is_an_error_that_the_informer_knows(body: bytes) -> None:
-    for read in (wire.page, wire.event):
+    for read in (wire.page, wire.raw_page, wire.event):
         with pytest.raises((ValueError, RecursionError)):
             read(body)
