@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from bridge.core.guard import GuardSettings
     from bridge.core.select import Only
     from bridge.kube.client import KubeConfig
-    from bridge.kube.election import ElectionConfig
+    from bridge.kube.members import ElectionConfig
     from bridge.oneshot.inputs import SyncOptions
     from bridge.pipeline.dns import ResolverSettings
     from bridge.retry import RetryPolicy
@@ -456,7 +456,7 @@ class Settings(BaseSettings):
         return place.text if place is not None and self.rules is not None else ""
 
     def _election(self) -> ElectionConfig | None:
-        from bridge.kube.election import ElectionConfig
+        from bridge.kube.members import ElectionConfig
 
         if not self.run.leader_elect and self.run.shards == 1:
             return None

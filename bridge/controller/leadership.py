@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from bridge.kube.client import KubeClient
-from bridge.kube.election import Election, ElectionConfig, KubeLeases
+from bridge.kube.election import Election
+from bridge.kube.lease_api import KubeLeases
+from bridge.kube.members import ElectionConfig
 from bridge.kube.predecessor import has_ended, own_process
 
 

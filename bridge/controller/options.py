@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bridge.kube.election import ElectionConfig
+from bridge.kube.members import ElectionConfig
 from bridge.pipeline.options import PassOptions
 from bridge.retry import RetryPolicy
 

@@ -12,8 +12,7 @@ another's session unchanged for its duration deletes that Lease, in the version 
 between a renewal and the deletion, so a view that lags does no harm. A member is alive, and its shards are its, while
 its Lease is there.
 
-Our own renewal comes back by the watch: what the watch told before is complete up to the moment at which the renewal
-was sent. Where it does not come back, or there is no watch, all Leases are listed, every 0.6 s if need be.
+`lease_watch.LeaseWatch` knows all Leases, `membership.Membership` renews ours, `lease.Hold` has one shard each.
 
 With another number of shards a target belongs to another shard, so replicas of two numbers must never write at the
 same time: a member may write only while no living member that joined earlier has another number (`members.may_serve`).
@@ -39,15 +38,11 @@ that do not get no shard. While none does, all shards stay where they are, and s
 The same applies to a replica whose writes the API server does not answer (`writes`, the same four values), although its
 Lease is renewed: another replica's connection, route or credentials may work.
 
-With one shard this is plain leader election. Needs list, watch, create, update and delete on leases. It must not know
-what is written.
+With one shard this is plain leader election. It must not know what is written.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
 import random
 import re
@@ -55,79 +50,28 @@ import socket
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from hashlib import blake2b
 from typing import Any
 
 from bridge.core.shards import share
-from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
-from bridge.kube import faults, objects
-from bridge.kube.client import KubeClient
-from bridge.kube.informer import watch_query
-from bridge.kube.lease import (
-    DRAINING_SECONDS,
-    ElectionSettings,
-    Hold,
-    LeaseLock,
-    LeaseRecord,
-    Lock,
-    Session,
-    boot_clock,
-    record_of,
-)
+from bridge.errors import CancelledError
+from bridge.kube import objects
+from bridge.kube.lease import DRAINING_SECONDS, Hold, Lock, boot_clock
+from bridge.kube.lease_watch import LeaseWatch
 from bridge.kube.members import (
-    CONSUL,
-    INSTALLATION,
-    JOINED,
-    KIND,
-    PROCESS,
-    SESSION,
-    SHARDS,
-    WRITES,
-    YIELDS,
     Abilities,
     Annotations,
+    ElectionConfig,
     Installations,
-    LeaseEvent,
     Leases,
-    LeaseSnapshot,
     Member,
-    Observations,
     may_have,
     may_serve,
     together,
 )
-from bridge.retry import RetryPolicy
+from bridge.kube.membership import ExpiredSessions, Membership, short_digest
 from bridge.threads import guarded_thread
-
-ALIVE_DURATIONS = 4
-"""For how many durations without a renewal a shard's holder counts as running for a command that looks once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ElectionConfig:
-    """The settings of the election. `namespace` "": the client's; `duration_seconds` is that of every Lease.
-
-    `installation` is equal in all replicas that belong together, before and after a rollout; "": not known.
-    `lasting_seconds`: how long Consul must have been away, or back, without a break, for that to count.
-    """
-
-    owner: str = "default"
-    installation: str = ""
-    namespace: str = ""
-    identity: str = ""
-    shards: int = 1
-    duration_seconds: int = 15
-    lasting_seconds: float = 30.0
-
-    @property
-    def times(self) -> ElectionSettings:
-        """Margins and pauses that fit the duration: at 15 s a margin of 5 s, renewals every 5 s, tries every 0.6 s."""
-        part = self.duration_seconds / 15
-        return ElectionSettings(margin=5.0 * part, renew=5.0 * part, poll=min(0.6, 0.6 * part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +118,6 @@ class Election:
     asked there. `process` is how this process proves to a later one that it has ended, `has_ended` what a proof says.
     """
 
-    # attributes: one thread's state: ten are what it was given, nine the parts that have rules of their own, the rest
-    # what its last turn came to, which other threads only read
     def __init__(
         self,
         leases: Leases,
@@ -194,47 +136,46 @@ class Election:
         self._on_change = on_change
         self._told: frozenset[int] = frozenset()
         self._clock = clock
-        self._spread = spread
-        self._leases = leases
-        self._process = process
-        self._has_ended = has_ended
-        self._began = clock()
         self._stop = threading.Event()
-        self._wake = threading.Event()
-        self._watching = False
-        self._doubtful = True
-        self._published: Mapping[str, str] = {}
         prefix = f"consul-bridge-{_label(config.owner)}"
         names = [f"{prefix}-shard-{n}" for n in range(config.shards)]
-        self._observed = Observations(leases, clock, config.duration_seconds, names)
-        self._abilities = Abilities(sees_consul, can_write, config.lasting_seconds)
+        self._watch = LeaseWatch(leases, config, names, failed=failed, clock=clock, spread=spread)
+        self._observed = observed = self._watch.observed
         self._installations = Installations(config.owner, config.installation, config.duration_seconds)
         self._writes = _OpenWrites(self.may_write)
         self._share = _Share()
 
         def lock_of(name: str, kind: str, annotations: Annotations) -> Lock:
-            return leases.lock(name, kind, config.identity, annotations, self._observed)
+            return leases.lock(name, kind, config.identity, annotations, observed)
 
-        self._lock_of = lock_of
-        self._own_name = f"{prefix}-member-{_digest(config.identity)}"
-        own = lock_of(self._own_name, "member", self._publish)
-        self._session = Session(own, config.times, on_ended=self._leave, clock=clock, spread=spread)
-        self._holds = {name: Hold(lock_of(name, "shard", self._marks), config.times, clock) for name in names}
-        self._by_shard = tuple(self._holds.values())
-        self._burying: BridgeError | None = None
+        self._membership = Membership(
+            config,
+            prefix,
+            lock_of,
+            Abilities(sees_consul, can_write, config.lasting_seconds),
+            self._installations,
+            process=process,
+            at_rest=lambda: not self._share.serving and self._writes.none(),
+            on_ended=self._leave,
+            clock=clock,
+            spread=spread,
+        )
+        self._session = self._membership.session
+        of_shard = self._membership.of_shard
+        self._holds = tuple(Hold(lock_of(name, "shard", of_shard), config.times, clock) for name in names)
+        self._expired = ExpiredSessions(config, self._watch, lock_of, has_ended, clock)
         self._thread = guarded_thread("kube-election", self._run, failed)
-        self._watcher = guarded_thread("kube-election-watch", self._follow, failed, stop=self._stop)
 
     # ------------------------------------------------------------------ asked by writers
 
     def may_write(self, shard: int) -> bool:
         """Whether no other replica can write this shard's targets now, nor soon."""
         now = self._clock()
-        return self._share.serving and self._session.may_write(now) and self._by_shard[shard].may_write(now)
+        return self._share.serving and self._session.may_write(now) and self._holds[shard].may_write(now)
 
     def lease_remaining(self, shard: int) -> float:
         """How long a write that begins now may take: until others could begin one. 0 when none may begin."""
-        left = min(self._session.until, self._by_shard[shard].until) - self._clock()
+        left = min(self._session.until, self._holds[shard].until) - self._clock()
         return left if self.may_write(shard) else 0.0
 
     def begin_write(self, shard: int) -> bool:
@@ -273,7 +214,7 @@ class Election:
     def error(self) -> str | None:
         """What the election fails at now, None when nothing."""
         errors = (
-            self._observed.last.error, self._session.error, self._burying, *(hold.error for hold in self._by_shard)
+            self._observed.last.error, self._session.error, self._expired.error, *(hold.error for hold in self._holds)
         )  # fmt: skip
         return next((str(error) for error in errors if error is not None), None)
 
@@ -282,72 +223,38 @@ class Election:
     def start(self) -> None:
         """Begin to take part; returns at once."""
         self._thread.start()
-        self._watcher.start()
+        self._watch.start()
 
     def stop(self, timeout: float = 5.0) -> bool:
         """Give everything up and end the threads; call it when the last write has ended. False at the timeout."""
         self._stop.set()
-        self._wake.set()
-        for thread in (self._thread, self._watcher):
-            if thread.ident is not None:
-                thread.join(timeout)
-            self._leases.close_watch()
-        return not (self._thread.is_alive() or self._watcher.is_alive())
+        self._watch.news.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        self._watch.stop()
+        return self._watch.join(timeout) and not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                self._wake.clear()
-                self._wake.wait(self.tick())
+                self._watch.news.clear()
+                self._watch.news.wait(self.tick())
             self.resign()
         except CancelledError:
             return  # the client was closed under us; the Leases run out by themselves
 
-    def _follow(self) -> None:
-        """Watch from the last list on, again and again; while there is no watch, `tick` lists."""
-        retry, failures = RetryPolicy(), 0
-        while not self._observed.last.revision and not self._stop.wait(self._config.times.poll / 5):
-            pass
-        while not self._stop.is_set():
-            began = self._clock()
-            try:
-                self.follow()
-                failures = failures + 1 if self._clock() - began < 1.0 else 0
-            except CancelledError:
-                return
-            except BridgeError as error:
-                failures += 1
-                self._stop.wait(retry.wait_seconds(failures, error))
-            else:
-                self._stop.wait(retry.wait_seconds(failures) if failures else 0.0)
-
-    def follow(self) -> None:
-        """Hand on what changes from now on, until the server ends the watch."""
-        try:
-            with self._leases.watch(self._observed.last.revision) as events:
-                self._watching = True
-                for event in events:
-                    self._observed.feed(event)
-                    self._wake.set()
-        finally:
-            self._watching = False
-            self._wake.set()
-
     def tick(self) -> float:
         """Act on what is known of the Leases; returns the seconds until the next turn."""
-        self._abilities.look(self._clock())
-        self._observed.take_events()
-        if self._must_look():
-            self._doubtful = False
-            self._observed.look()
+        self._membership.abilities.look(self._clock())
+        self._watch.update(self._session)
         self._confirm()
-        self._keep_session()
+        self._membership.renew(self._observed)
         self._confirm()  # the renewal may have had the Leases listed
-        self._end_expired()
+        self._expired.end()
         if self._observed.last.error is None:  # nothing new without a look
             self._share = self._judge()
         holders = self._observed.holders()
-        for shard, hold in enumerate(self._by_shard):
+        for shard, hold in enumerate(self._holds):
             self._step(shard, hold, free=not holders.get(shard))
         self._tell()
         return self._pause()
@@ -356,72 +263,20 @@ class Election:
         """Give up the shards, then the membership; what the server does not answer runs out by itself."""
         self._stop_serving()
         self._tell()
-        for hold in self._by_shard:
+        for hold in self._holds:
             if hold.held is not None and not hold.release():
                 return
         self._session.remove()
 
     # ------------------------------------------------------------------ inside
 
-    def _must_look(self) -> bool:
-        """Whether all Leases are to be listed: we learn nothing of them, or what we know has proved to be old."""
-        now, poll, held = self._clock(), self._config.times.poll, self._session.held
-        if now - self._observed.looked_at < 0.8 * poll:
-            return False
-        late = held is not None and self._observed.last.revision < objects.version(held.resource_version)
-        if self._watching and late and now - self._session.answered >= 2 * poll:
-            self._leases.restart_watch()
-            return True
-        return self._doubtful or not self._watching or self._observed.last.error is not None
-
     def _confirm(self) -> None:
         """What the Leases tell of those that we hold, and up to when they tell it."""
         seen, held = self._observed.last, self._session.held
         if held is not None and seen.revision >= objects.version(held.resource_version):
             self._observed.known(self._session.sent)
-        for name, hold in self._holds.items():
-            hold.confirm(seen.records.get(name), seen.revision, self._observed.at)
-
-    def _keep_session(self) -> None:
-        """Renew it in time; earlier where others are to know something new of us, or where the Lease has changed."""
-        session, times = self._session, self._config.times
-        held, seen = session.held, self._observed.last
-        changed = False
-        if held is not None:
-            shown = seen.records.get(self._own_name)
-            known = seen.revision >= objects.version(held.resource_version)
-            changed = known and (shown is None or shown.uid != held.uid or shown.holder != held.holder)
-            news = self._annotations() != self._published
-            changed |= news and self._clock() - session.sent >= min(2.0, 0.4 * times.renew)
-        if session.seconds <= 0 or changed:
-            session.step()
-
-    def _end_expired(self) -> None:
-        """End the sessions that were not renewed for their duration, which frees what they hold."""
-        self._burying = None
-        if self._observed.last.error is not None:
-            return
-        for left, name, record in self._expiring():
-            if left > 0:
-                continue
-            try:
-                self._lock_of(name, "member", dict).remove(record)
-                self._observed.drop(name)
-            except StaleError:
-                self._doubtful = True  # it was renewed, and we have not learned of it
-            except (TransientError, PermanentError) as error:
-                self._burying = error
-
-    def _expiring(self) -> Iterator[tuple[float, str, LeaseRecord]]:
-        """When the sessions of others are over: that of a process before us in our container, which has ended, sooner.
-
-        What it had begun to write may still be on its way: that gets the margin, as what is begun before any fence.
-        """
-        for left, name, record in self._observed.expiring(self._config.identity):
-            process = record.annotations.get(PROCESS, "")
-            if process and self._has_ended(process):
-                left = min(left, self._began + self._config.times.margin - self._clock())
-            yield left, name, record
+        for hold in self._holds:
+            hold.confirm(seen.records.get(hold.name), seen.revision, self._observed.at)
 
     def _step(self, shard: int, hold: Hold, *, free: bool) -> None:
         """Take a shard that is to be ours, as soon as it is free, and release what is no longer to be ours."""
@@ -430,7 +285,7 @@ class Election:
         if shard in self._share.wanted:
             hold.releasing = False
             if hold.held is None and (free or ours) and hold.due and not hold.take(seen):
-                self._doubtful = True
+                self._watch.doubt()
         elif hold.held is not None:
             hold.releasing = True
             if self._writes.none(shard):
@@ -442,37 +297,17 @@ class Election:
         """Until something is due; at least every second, for what other threads ask of `sees_consul` and the like."""
         times = self._config.times
         due = [min(1.0, times.renew / 5), max(self._session.seconds, 0.0)]
-        due += [left for left, *_ in self._expiring() if left > 0]
-        holds = self._by_shard
-        lacking = any(holds[n].held is None for n in self._share.wanted)
-        if not self._watching or self._doubtful or lacking or self.error is not None:
-            due.append(self._spread(0.8 * times.poll, 1.2 * times.poll))
-        if any(hold.releasing for hold in holds):
+        due += self._expired.seconds_left()
+        lacking = any(self._holds[n].held is None for n in self._share.wanted)
+        due += self._watch.next_list_seconds(waiting=lacking or self.error is not None)
+        if any(hold.releasing for hold in self._holds):
             due.append(DRAINING_SECONDS)
         return max(0.01, min(due))
-
-    def _publish(self) -> Mapping[str, str]:
-        self._published = self._annotations()
-        return self._published
-
-    def _annotations(self) -> dict[str, str]:
-        joined = {JOINED: str(self._session.joined)} if self._session.joined else {}
-        at_rest = not self._share.serving and self._writes.none()
-        yields = {YIELDS: "true"} if self._installations.demoted and at_rest else {}
-        able = dict(zip((CONSUL, WRITES), self._abilities.texts, strict=True))
-        process = {PROCESS: self._process} if self._process else {}
-        return {SHARDS: str(self._config.shards), **process, **able, **joined, **self._mark(), **yields}
-
-    def _marks(self) -> dict[str, str]:
-        return {SESSION: self._session.uid, **self._mark()}
-
-    def _mark(self) -> dict[str, str]:
-        return {INSTALLATION: self._config.installation} if self._config.installation else {}
 
     def _leave(self) -> None:
         """Our session is over: whatever we held in it is others' to take."""
         self._share = replace(self._share, serving=False, wanted=frozenset())
-        for hold in self._by_shard:
+        for hold in self._holds:
             hold.drop()
 
     def _stop_serving(self) -> None:
@@ -481,7 +316,7 @@ class Election:
     def _judge(self) -> _Share:
         """Who is alive, whether we may serve at all, and which shards are to be ours."""
         config, identity = self._config, self._config.identity
-        members = self._living()
+        members = self._membership.living(self._observed)
         me = next((m for m in members if m.identity == identity), None)
         waiting = self._installations.stand_aside(members, self._observed)
         seen = self._observed.last.revision >= self._session.joined  # who joined before us is among them
@@ -512,15 +347,6 @@ class Election:
         wanted = frozenset(n for n, candidate in shares.items() if candidate == identity)
         return _Share(True, wanted, tuple(members), waiting)
 
-    def _living(self) -> list[Member]:
-        """Members whose Lease is there, ourselves from our own books."""
-        config = self._config
-        members = self._observed.others(config.identity)
-        if self._session.joined:
-            mine = (config.installation, self._installations.demoted, *self._abilities.texts)
-            members.append(Member(config.identity, config.shards, self._session.joined, *mine))
-        return sorted(members, key=lambda m: (m.joined, m.identity))
-
     def _tell(self) -> None:
         held = self.held
         if held != self._told:
@@ -542,159 +368,4 @@ def new_identity() -> str:
 
 def _label(owner: str) -> str:
     """An owner id as part of an object's name."""
-    return owner if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", owner) else f"x{_digest(owner)}"
-
-
-def _digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-# --------------------------------------------------------------------------- on the API server
-
-
-def holder(client: KubeClient, owner: str, namespaces: Iterable[str]) -> str:
-    """A replica that writes with this owner id now, as the Leases in one of `namespaces` say ("": any of them).
-
-    "" where there is none, or no Lease may be listed. It holds a shard, and has renewed its own Lease lately. One look
-    cannot see a Lease renewed, so its time is compared with the API server's, generously: a replica that was killed
-    counts for `ALIVE_DURATIONS` of its Lease, if no other ends its session. One that ended cleanly has given it up.
-    """
-    selector = f"{objects.MANAGED_BY}={objects.MANAGER},{objects.OWNER}={owner},{KIND}"
-    for namespace in namespaces:
-        scope = f"/namespaces/{namespace}" if namespace else ""
-        try:
-            path = f"/apis/coordination.k8s.io/v1{scope}/leases"
-            answer = client.request("GET", path, query=(("labelSelector", selector),))
-        except PermanentError:
-            continue
-        now = _date(answer.headers)
-        found, _ = _records(answer.body)
-        alive = {r.holder for _, r in found if r.labels.get(KIND) == "member" and _is_fresh(r, now)}
-        holders = {r.holder for _, r in found if r.labels.get(KIND) == "shard"} & alive
-        if holders:
-            return min(holders)
-    return ""
-
-
-def _records(body: bytes) -> tuple[list[tuple[str, LeaseRecord]], int]:
-    """The Leases of a list, with their names, and its revision."""
-    try:
-        answer = json.loads(body)
-        revision = objects.version(answer["metadata"]["resourceVersion"])
-        return [(str(item["metadata"]["name"]), record_of(item)) for item in answer["items"] or []], revision
-    except (ValueError, KeyError, TypeError) as error:
-        raise TransientError("the list of leases is no Kubernetes list") from error
-
-
-def _date(headers: Mapping[str, str]) -> datetime:
-    """The API server's time, ours where it does not tell."""
-    try:
-        return parsedate_to_datetime(headers.get("Date") or "").astimezone(UTC)
-    except ValueError:
-        return datetime.now(UTC)
-
-
-def _is_fresh(record: LeaseRecord, now: datetime) -> bool:
-    try:
-        renewed = datetime.fromisoformat(record.renew_time)
-        return (now - renewed).total_seconds() <= ALIVE_DURATIONS * record.duration_seconds
-    except (ValueError, TypeError):
-        return False
-
-
-class KubeLeases:
-    """The Leases of one owner id in one namespace."""
-
-    def __init__(self, client: KubeClient, config: ElectionConfig) -> None:
-        self._client = client.clone(connections=2)
-        self._watching = client.clone(connections=1)
-        self._namespace = config.namespace or client.namespace
-        self._duration = config.duration_seconds
-        self._timeout = min(3.0, 0.6 * config.times.margin)
-        self._labels = {objects.OWNER: config.owner}
-        selector = f"{objects.MANAGED_BY}={objects.MANAGER},{objects.OWNER}={config.owner},{KIND}"
-        self._query = (("labelSelector", selector),)
-        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{self._namespace}/leases"
-
-    def snapshot(self) -> LeaseSnapshot:
-        """All of them by name."""
-        answer = self._client.request("GET", self._path, query=self._query, timeout=self._timeout)
-        records, revision = _records(answer.body)
-        return LeaseSnapshot(dict(records), revision)
-
-    @contextlib.contextmanager
-    def watch(self, revision: int) -> Iterator[Iterator[LeaseEvent]]:
-        """What changes after `revision`; our own renewals at least come in every third of the duration."""
-        query = [*watch_query(str(revision)), *self._query]
-        with self._watching.stream(self._path, query=query, silence=self._duration) as lines:
-            yield map(_event, lines)
-
-    def restart_watch(self) -> None:
-        """End the watch that is open."""
-        self._watching.end_streams(math.inf)
-
-    def close_watch(self) -> None:
-        """End it for good."""
-        self._watching.close()
-
-    def lock(self, name: str, kind: str, identity: str, annotations: Annotations, seen: Observations) -> Lock:
-        """A lock on one of them."""
-        return _SeenLock(
-            self._client,
-            self._namespace,
-            name,
-            identity,
-            duration_seconds=self._duration,
-            timeout_seconds=self._timeout,
-            labels={**self._labels, KIND: kind},
-            annotations=annotations,
-            seen=seen,
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-        self._watching.close()
-
-
-def _event(line: bytes) -> LeaseEvent:
-    """A line of a watch. StaleError where it cannot go on from its position."""
-    try:
-        event = json.loads(line)
-        kind, raw = event["type"], objects.mapping(event["object"])
-        metadata = objects.mapping(raw.get("metadata"))
-        revision = objects.version(str(metadata.get("resourceVersion")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise StaleError("a watch of leases sent nonsense") from error
-    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not revision:
-        raise StaleError(f"a watch of leases ended with {faults.trim(str(raw.get('message') or kind))}")
-    if kind == "BOOKMARK":
-        return LeaseEvent("", None, revision)
-    return LeaseEvent(str(metadata.get("name")), None if kind == "DELETED" else record_of(raw), revision)
-
-
-class _SeenLock(LeaseLock):
-    """A lock whose reads are looks at all Leases: the last one, or a fresh one. So no right to `get` is needed."""
-
-    def __init__(self, *arguments: Any, seen: Observations, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._seen = seen
-
-    def read(self, *, cached: bool = False) -> LeaseRecord | None:
-        """The record of the last look, or of a fresh one."""
-        look = self._seen.last if cached else self._seen.look()
-        if look.error is not None:
-            raise look.error
-        return look.records.get(self.name)
-
-    def acquire(self, seen: LeaseRecord | None) -> LeaseRecord:
-        """Take it; PermanentError when a Lease of that name is not the bridge's."""
-        try:
-            return super().acquire(seen)
-        except StaleError:
-            if seen is None and self.read() is None:
-                raise PermanentError(
-                    f"the Lease {self.namespace}/{self.name} is not the bridge's: delete it "
-                    f"(kubectl delete lease {self.name} --namespace {self.namespace}) or choose another --owner"
-                ) from None
-            raise
+    return owner if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", owner) else f"x{short_digest(owner)}"

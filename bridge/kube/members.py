@@ -14,7 +14,7 @@ from typing import Protocol
 
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube import objects
-from bridge.kube.lease import LeaseRecord, Lock
+from bridge.kube.lease import ElectionSettings, LeaseRecord, Lock
 
 KIND = "consul-bridge/lease"
 """Label of a Lease: whether it is a `member`'s or a `shard`'s."""
@@ -40,6 +40,29 @@ REMOVED_AFTER = 10
 
 Annotations = Callable[[], Mapping[str, str]]
 """What a Lease is to say beside its record, asked at each write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElectionConfig:
+    """The settings of the election. `namespace` "": the client's; `duration_seconds` is that of every Lease.
+
+    `installation` is equal in all replicas that belong together, before and after a rollout; "": not known.
+    `lasting_seconds`: how long Consul must have been away, or back, without a break, for that to count.
+    """
+
+    owner: str = "default"
+    installation: str = ""
+    namespace: str = ""
+    identity: str = ""
+    shards: int = 1
+    duration_seconds: int = 15
+    lasting_seconds: float = 30.0
+
+    @property
+    def times(self) -> ElectionSettings:
+        """Margins and pauses that fit the duration: at 15 s a margin of 5 s, renewals every 5 s, tries every 0.6 s."""
+        part = self.duration_seconds / 15
+        return ElectionSettings(margin=5.0 * part, renew=5.0 * part, poll=min(0.6, 0.6 * part))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ from bridge.core.select import Choice, Only
 from bridge.core.state import ConsulState
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.election import holder
 from bridge.kube.informer import list_once, read_slices_again
+from bridge.kube.lease_api import holder
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.store import Store

@@ -16,10 +16,11 @@ from bridge.core.model import Kind
 from bridge.core.ownership import OWNER
 from bridge.errors import StaleError
 from bridge.kube.client import KubeClient
-from bridge.kube.election import ALIVE_DURATIONS, Election, ElectionConfig, KubeLeases, holder
+from bridge.kube.election import Election
 from bridge.kube.events import About, Event, EventRecorder
 from bridge.kube.lease import LeaseLock
-from bridge.kube.members import KIND
+from bridge.kube.lease_api import ALIVE_DURATIONS, KubeLeases, holder
+from bridge.kube.members import KIND, ElectionConfig
 from tests.contract.sides import BOTH, kube_side
 from tests.support.fakes.kube import wait_for
 from tests.support.raw import RawKube

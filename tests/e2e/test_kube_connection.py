@@ -23,7 +23,7 @@ import pytest
 import trustme
 import yaml
 
-from bridge.kube.election import ElectionConfig
+from bridge.kube.members import ElectionConfig
 from bridge.kube.plugin import LIMIT_SECONDS, PAUSE_SECONDS
 from tests.support.lab import Lab
 from tests.support.lab.failover import Failover

@@ -14,7 +14,7 @@ import pytest
 from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Rule
 from bridge.kube.client import KubeClient
-from bridge.kube.election import ElectionConfig
+from bridge.kube.members import ElectionConfig
 from bridge.pipeline.dns import Resolver
 from bridge.telemetry.metrics import Metrics
 from tests.support.fakes.consul import FakeConsul

@@ -15,7 +15,7 @@ from bridge.controller.controller import Controller
 from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
 from bridge.core.reasons import Code
 from bridge.errors import ExitStatus, TransientError
-from bridge.kube.election import ElectionConfig
+from bridge.kube.members import ElectionConfig
 from bridge.kube.writer import Writer
 from bridge.oneshot.inspection import status_once
 from bridge.oneshot.sync import sync_once

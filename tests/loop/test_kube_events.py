@@ -11,8 +11,10 @@ import pytest
 from bridge.core.model import Kind, Target
 from bridge.errors import NotLeadingError
 from bridge.kube.client import KubeClient
-from bridge.kube.election import Election, ElectionConfig, KubeLeases
+from bridge.kube.election import Election
 from bridge.kube.events import About, Event, EventRecorder
+from bridge.kube.lease_api import KubeLeases
+from bridge.kube.members import ElectionConfig
 from bridge.kube.writer import Writer
 from tests.support.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
 from tests.support.options import kube_config

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from bridge.errors import StaleError, TransientError
-from bridge.kube.election import Election, ElectionConfig
+from bridge.kube.election import Election
 from bridge.kube.lease import LeaseRecord
 from bridge.kube.members import (
     INSTALLATION,
@@ -23,6 +23,7 @@ from bridge.kube.members import (
     SESSION,
     SHARDS,
     YIELDS,
+    ElectionConfig,
     LeaseEvent,
     LeaseSnapshot,
     Member,
@@ -218,7 +219,7 @@ class Simulation:
         if events is None or name in self.deaf:
             return
         replica = self.replicas[name]
-        replica._watching = replica._observed.last.revision > 0
+        replica._watch.watching = replica._observed.last.revision > 0
         for event in events[:count]:
             replica._observed.feed(event)
         del events[:count]
@@ -364,7 +365,7 @@ def test_who_joins_serves_when_it_has_heard_of_all_that_joined_before(sim: Simul
     one = sim.add(3, watching=True)
     election = sim.replicas[one]
     election._observed.look()
-    election._watching, election._doubtful = True, False
+    election._watch.watching, election._watch._doubtful = True, False
     sim.deaf = {one}
     two = sim.add(2)
     sim.turn(two, rounds=3)

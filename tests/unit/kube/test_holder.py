@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from bridge.kube.client import KubeClient
-from bridge.kube.election import holder
+from bridge.kube.lease_api import holder
 
 
 def lease(namespace: str, replica: str, kind: str = "shard") -> Mapping[str, Any]:

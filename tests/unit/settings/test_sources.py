@@ -23,7 +23,7 @@ from bridge.core.model import (
 )
 from bridge.core.select import Only
 from bridge.errors import ConfigurationError
-from bridge.kube.election import ElectionConfig
+from bridge.kube.members import ElectionConfig
 
 # For every setting two values that are legal, differ from each other and from the default, as text.
 EXAMPLES: dict[str, tuple[str, str]] = {
