@@ -143,7 +143,7 @@ def _instance(entry: Entry, shared: _Shared) -> Instance | tuple[str, Reason]:
         id=intern(id_),
         address=own,
         node_address=intern(theirs),
-        port=_port(service.port),
+        port=service.port if type(service.port) is int else 0,
         status=status,
         check=intern(check),
         ports=shared.one(_named_ports(service.ports)) if service.ports else (),

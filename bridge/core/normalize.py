@@ -39,6 +39,8 @@ _USUAL_HOST = re.compile(
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.)*"
                         r"(?=[A-Za-z0-9-]*[A-Za-z])[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?\.?\Z")  # fmt: skip
 
+_WITH_MORE = re.compile(r"\s*(?:[A-Za-z][A-Za-z+]*://)?(?:\[([0-9A-Fa-f:.]+)\]|([^\s/:\[\]]+))(?::\d*)?/?\s*")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -124,7 +126,17 @@ def _named(text: str) -> Refused:
     """What is no address: a host name, or nothing that could be asked of a resolver (`010.0.0.1` is neither)."""
     if _HOST_NAME.match(text):
         return Refused(Reason(Code.HOST_NAME, name=truncate(text)), is_name=True)
-    return Refused(Reason(Code.NOT_AN_ADDRESS, text=truncate(text)))
+    meant = _meant(text)
+    hint = f"; register {truncate(meant)} alone" if meant else ""
+    return Refused(Reason(Code.NOT_AN_ADDRESS, text=truncate(text), hint=hint))
+
+
+def _meant(text: str) -> str:
+    """The host in a text with a scheme, a port, brackets or blanks around it, as some register it; "" for others."""
+    found = _WITH_MORE.fullmatch(text)
+    host = found[1] or found[2] if found else text
+    read = parse(host) if host != text else None
+    return host if isinstance(read, Address) or (read is not None and read.is_name) else ""
 
 
 @lru_cache(maxsize=1024)

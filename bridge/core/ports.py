@@ -55,7 +55,8 @@ def of_instance(
     protocols = _protocols(instance, to)
     if instance.ports and not (to.port_name or own_port):
         return _all_named(instance.ports, protocols, to.app_protocol) or Reason(Code.PORTS_INVALID)
-    number = own_port or _called(instance, to.port_name) or instance.port or to.port
+    number = own_port or _called(instance, to.port_name) or instance.port
+    number = number if legal(number) else to.port or number
     if not number and to.headless:
         return ()
     if not legal(number):

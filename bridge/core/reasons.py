@@ -233,7 +233,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.STANDBY: "datacenter {active} carries the traffic",
     Code.UNUSABLE: "its {what} has {length} characters, {limit}",
     Code.NO_ADDRESS: "it has no address of the kind {kind}",
-    Code.NOT_AN_ADDRESS: "{text!r} is neither an IP address nor a host name",
+    Code.NOT_AN_ADDRESS: "{text!r} is neither an IP address nor a host name{hint}",
     Code.HOST_NAME: "{name} is a host name",
     Code.HOST_NAME_UNRESOLVED: "host name {name} could not be resolved",
     Code.HOST_NAME_EMPTY: "host name {name} has no address",

@@ -40,7 +40,7 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
-from bridge.kube.rbac import grant
+from bridge.kube.rbac import ANONYMOUS, grant
 
 TEXT_LIMIT = 400
 """Characters of a server's message that are shown: an Endpoints object with 1,000 bad addresses has 1,000 causes."""
@@ -139,7 +139,7 @@ def retry_after(headers: Mapping[str, str], status: Mapping[str, Any]) -> float 
 
 def _by_way_of_proxy(asked: RequestInfo, error: BridgeError) -> BridgeError:
     """The error, naming the proxy that the request went through: it may be the cause."""
-    if asked.proxy:
+    if asked.proxy and asked.proxy not in str(error):
         error.args = (f"{error} (by way of {asked.proxy})", *error.args[1:])
     return error
 
@@ -216,6 +216,11 @@ def _forbidden(asked: RequestInfo, said: str, where: str, status: Mapping[str, A
     scope = f"in namespace {namespace}" if namespace else "in all namespaces"
     role = "Role" if namespace else "ClusterRole"
     full, user = f"{resource}.{group}" if group else resource, _USER.search(said)
+    if user is not None and user.group(1) == ANONYMOUS:
+        return ForbiddenError(
+            f"{where} forbids us to {verb} {resource} {scope}, for it takes us for {ANONYMOUS}: no credential that "
+            f"counts was sent. Give the context's user a token, a client certificate or an exec plugin. Server: {said}"
+        )
     commands = grant(f"consul-bridge-{verb}-{resource}", verb, full, namespace, user.group(1) if user else "")
     return ForbiddenError(
         f"{where} forbids us to {verb} {resource} {scope}. Grant it with a {role} and a {role}Binding: {commands}. "
@@ -235,8 +240,9 @@ def _of_exception(asked: RequestInfo, error: BaseException, secrets: tuple[str, 
     said = trim(redact(str(error), secrets), 200)
     for link in chain:
         if isinstance(link, ssl.SSLCertVerificationError):
+            why = trim((link.verify_message or str(link)).rstrip("."), 200)
             return PermanentError(
-                f"the certificate of {asked.server} is not trusted: {trim(link.verify_message or str(link), 200)}. "
+                f"the certificate of {asked.server} is not trusted: {why}. "
                 "Check certificate-authority (or tls-server-name) of the cluster in the kubeconfig"
             )
     text = " ".join(str(link) for link in chain)

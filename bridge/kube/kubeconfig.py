@@ -8,6 +8,7 @@ paths. Nothing is sent and no credential is read here, so a namespace can be ask
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _USER_FIELDS = frozenset(
 _SECTIONS = ("clusters", "users", "contexts")
 _USER_PATHS = ("client-certificate", "client-key", "tokenFile")
 _CLUSTER_PATHS = ("certificate-authority",)
+_DATA = ("certificate-authority-data", "client-certificate-data", "client-key-data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,11 @@ def files_of(named: str) -> list[str]:
     paths = [Path(p).expanduser() for p in listed.split(os.pathsep) if p] or [Path("~/.kube/config").expanduser()]
     found = [str(path.absolute()) for path in dict.fromkeys(paths) if path.is_file()]
     if named and not found:
+        if any(path.is_dir() for path in paths):
+            raise ConfigurationError(
+                f"kubeconfig {named} is a directory: name the file in it (a container engine makes a directory of a "
+                "mounted file that does not exist)"
+            )
         raise ConfigurationError(f"kubeconfig {named} does not exist")
     return found
 
@@ -89,6 +96,8 @@ def read(files: Iterable[str], wanted: str = "") -> Context:
         chosen[what] = entries[f"{what}s"].get(key, ({}, names[0]))
     (cluster, cluster_file), (user, user_file) = chosen["cluster"], chosen["user"]
     _check_user(user, str(context.get("user") or ""), user_file)
+    _check_data(user, f'kubeconfig {user_file}: user "{context.get("user")}"')
+    _check_data(cluster, f'kubeconfig {cluster_file}: cluster "{context["cluster"]}"')
     return Context(
         name=name,
         namespace=str(context.get("namespace") or "default"),
@@ -135,6 +144,14 @@ def _merged(section: str, loaded: list[tuple[str, dict[str, Any]]]) -> dict[str,
     return found
 
 
+def _check_data(entry: Mapping[str, Any], where: str) -> None:
+    for key in (key for key in _DATA if entry.get(key)):
+        try:
+            base64.b64decode(str(entry[key]))
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: {key} is no whole base64: copy it again") from error
+
+
 def _check_user(user: Mapping[str, Any], name: str, file: str) -> None:
     where = f'kubeconfig {file}: user "{name}"'
     unknown = sorted(str(key) for key in user if key not in _USER_FIELDS)
@@ -163,8 +180,9 @@ def _check_user(user: Mapping[str, Any], name: str, file: str) -> None:
         kind = str(provider.get("name")) if isinstance(provider, dict) else "?"
         if user.get("exec"):
             raise ConfigurationError(f"{where} has auth-provider and exec: leave one of them")
-        if kind not in ("oidc", "gcp"):
-            raise ConfigurationError(f"{where}: auth-provider {kind} is not supported; use an exec plugin")
+        if kind != "oidc":
+            plugin = " (gke-gcloud-auth-plugin)" if kind == "gcp" else ""
+            raise ConfigurationError(f"{where}: auth-provider {kind} is not supported; use an exec plugin{plugin}")
     if user.get("exec") is not None:
         plugin = user["exec"]
         lacking = [key for key in ("command", "apiVersion") if not isinstance(plugin, dict) or not plugin.get(key)]

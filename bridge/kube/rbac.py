@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 
+ANONYMOUS = "system:anonymous"
+"""Whom the API server takes a request without credentials for; nobody is told to give rights to that."""
+
 _ACCOUNT = "system:serviceaccount:"
 
 
@@ -19,7 +22,8 @@ def bind(binding: str, role: str, namespace: str, user: str) -> str:
     """The command that gives `user` a role that is there. `user` as Kubernetes names it; "": the reader fills it in."""
     kind, flag = _kind(namespace), f" -n {namespace}" if namespace else ""
     account = user.removeprefix(_ACCOUNT)
-    who = f"--serviceaccount={account}" if user != account else f"--user={shlex.quote(user or 'USER')}"
+    name = "USER" if user in ("", ANONYMOUS) else user
+    who = f"--serviceaccount={account}" if user != account else f"--user={shlex.quote(name)}"
     return f"kubectl create {kind}binding {binding} --{kind}={role} {who}{flag}"
 
 

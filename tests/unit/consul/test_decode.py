@@ -139,9 +139,9 @@ def test_the_output_of_the_check_that_decided_is_kept_cut_and_is_no_part_of_what
     [
         ({"service": {"Address": None}}, ("", "10.0.0.1", 8080)),
         ({"service": {"Port": "8080"}}, ("10.0.0.9", "10.0.0.1", 0)),
-        ({"service": {"Port": 70000}}, ("10.0.0.9", "10.0.0.1", 0)),
+        ({"service": {"Port": 70000}}, ("10.0.0.9", "10.0.0.1", 70000)),
         ({"service": {"Port": True}}, ("10.0.0.9", "10.0.0.1", 0)),
-        ({"service": {"Port": -1}}, ("10.0.0.9", "10.0.0.1", 0)),
+        ({"service": {"Port": -1}}, ("10.0.0.9", "10.0.0.1", -1)),
         ({"node": {"Address": None}}, ("10.0.0.9", "", 8080)),
     ],
 )

@@ -80,6 +80,15 @@ def test_what_is_no_hosts_address_is_refused_with_the_reason(text: str, reason: 
     assert not found.is_name
 
 
+def test_a_host_with_more_around_it_is_refused_with_what_was_meant() -> None:
+    """Programs register the brackets of an IPv6 address, a URL, or the port once more; none of it is guessed at."""
+    texts = ("[2001:db8::1]", "http://db.internal:8080/", " 10.0.0.1:80 ", "[::]:58307", "010.0.0.1:80", "10.0.0.1/24")
+    said = [found.reason for text in texts if isinstance(found := normalize.parse(text), normalize.Refused)]
+    assert [str(reason).partition("nor a host name")[2] for reason in said] == [
+        "; register 2001:db8::1 alone", "; register db.internal alone", "; register 10.0.0.1 alone", "", "", "",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "text", ["db", "db.example.com", "db.example.com.", "vm-1", "1and1.example", "a" * 63 + ".b" * 60]
 )

@@ -100,6 +100,16 @@ def test_only_a_missing_right_is_granted_by_a_role() -> None:
     assert "being deleted; kubectl get namespace storage" in str(faults.of_answer(PATCH, 403, {}, terminating))
 
 
+def test_what_is_forbidden_to_an_anonymous_request_is_not_granted_to_everybody() -> None:
+    """Without credentials that count the server sees system:anonymous: a binding for it would let anybody in."""
+    said = 'services is forbidden: User "system:anonymous" cannot list resource "services" in API group ""'
+    error = faults.of_answer(SLICES, 403, {}, status(403, f'{said} in the namespace "storage"'))
+    assert isinstance(error, ForbiddenError)
+    assert "no credential that counts was sent. Give the context's user a token" in str(error)
+    assert "kubectl create" not in str(error)
+    assert "--user=USER" in rbac.bind("b", "r", "storage", "system:anonymous")
+
+
 def test_forbidden_says_how_to_grant_what_is_missing() -> None:
     """The verb that the server misses (create), not the one that we sent (patch), for the user that it names."""
     text = str(faults.of_answer(PATCH, 403, {}, status(403, FORBIDDEN)))

@@ -99,6 +99,8 @@ def test_the_first_file_wins_for_entries_and_the_current_context(tmp_path: Path)
         ({"exec": {"command": "x"}}, "exec has no apiVersion"),
         ({"exec": "x"}, "exec has no command and no apiVersion"),
         ({"auth-provider": {"name": "azure"}}, "auth-provider azure is not supported; use an exec plugin"),
+        ({"auth-provider": {"name": "gcp"}}, "gcp is not supported; use an exec plugin (gke-gcloud-auth-plugin)"),
+        ({"client-key-data": "LS0tLS1CRUdJT", "client-certificate-data": "LS0t"}, "client-key-data is no whole base64"),
         ({"auth-provider": {"name": "oidc"}, "exec": {"command": "x", "apiVersion": "v1"}}, "auth-provider and exec"),
     ],
 )
@@ -108,6 +110,17 @@ def test_what_would_make_us_another_user_is_refused_by_name(tmp_path: Path, user
     said = refusal(path)
     assert said.startswith(f'kubeconfig {path}: user "x"')
     assert words in said
+
+
+def test_a_torn_ca_and_a_directory_in_place_of_a_file_are_refused_by_name(tmp_path: Path) -> None:
+    """A certificate that was copied in part; what a container engine makes of a mounted file that is not there."""
+    torn = {"certificate-authority-data": "LS0tLS1CRUdJT"}
+    path = write(tmp_path / "x", {}, torn, contexts=[context("x", "x")], **{"current-context": "here"})
+    assert refusal(path) == (
+        f'kubeconfig {path}: cluster "x": certificate-authority-data is no whole base64: copy it again'
+    )
+    with pytest.raises(ConfigurationError, match="is a directory: name the file in it"):
+        kubeconfig.files_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(
