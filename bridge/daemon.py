@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,7 +137,8 @@ class Daemon:
             self._warn(fresh, rules)
             return
         self._log.info("restarting with the new settings", changed=", ".join(changed) or "rules")
-        self._next = self._build(fresh, rules)
+        left = self._bridge.left_behind(rules, fresh.kube_config().namespaces)
+        self._next = self._build(fresh, rules, left)
         self._bridge.stop()
 
     # ------------------------------------------------------------------ what the web page and the metrics ask
@@ -177,11 +179,13 @@ class Daemon:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""
         return self._bridge.explain(namespace, name)
 
-    def _build(self, settings: Settings, rules: tuple[Rule, ...]) -> Controller:
+    def _build(self, settings: Settings, rules: tuple[Rule, ...], left: tuple[str, ...] = ()) -> Controller:
+        """`left`: namespaces that are watched beside those of the settings."""
         self._warn(settings, rules)
+        kube = settings.kube_config()
         return Controller(
             consul=settings.consul_config(),
-            kube=settings.kube_config(),
+            kube=replace(kube, namespaces=(*kube.namespaces, *left)),
             rules=rules,
             options=settings.run_options(),
             observer=self._observer,

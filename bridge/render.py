@@ -374,7 +374,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
         lines += ["", *_held_section(report.held, width, paint)]
     if report.conflicts:
         section(
-            f"Conflicts ({len(report.conflicts)}): objects that are not the bridge's, left alone",
+            f"Conflicts ({len(report.conflicts)}): objects in the way, left alone",
             "magenta",
             (f"{r.kind} {r.namespace}/{r.name} (for {r.service or '?'}): {r.reason}" for r in report.conflicts),
             _ways_out({code_of(r.reason) for r in report.conflicts}),

@@ -196,6 +196,21 @@ class Controller:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""
         return None if self.parts is None else self.parts.status.explain(Target(namespace, name))
 
+    def left_behind(self, rules: Sequence[Rule], further: Sequence[str]) -> tuple[str, ...]:
+        """Namespaces that hold objects of ours and that other rules and `further` ones would not have watched.
+
+        The bridge that goes on has to watch them: what their last rule mirrored is removed like that of any other rule.
+        """
+        parts, client = self.parts, self._client
+        own = "" if client is None else client.namespace
+        held = set(self._kube.namespaces)  # some may be left from the one before, while too little is known
+        if parts is not None and parts.scheduler.first_pass_done:
+            held = {target.namespace for target in parts.informer.targets()}
+        elif parts is not None:
+            held.update(namespaces_of(parts.planner.world.rules, self._kube.namespaces, own) or ())
+        scope = namespaces_of(rules, further, own)
+        return () if scope is None else tuple(sorted(held.difference(scope, ("*",))))
+
     def replace_rules(self, rules: Sequence[Rule]) -> bool:
         """Go on with other rules; False (and nothing is done) when something else has to be read for them.
 

@@ -199,6 +199,7 @@ def build(
             slices_forbidden=rights.missing,
             window=DeviationWindow(clock, WINDOW_SECONDS),
             nodes=nodes,
+            in_turn=False,
         )
 
         def judge(targets: Collection[Target]) -> None:

@@ -20,7 +20,8 @@ no longer listed, and all do after a rebuild |
 | a user sends away or changes what their Service is filled with | lets it pass, and charges it to nothing |
 | a command that runs once, while a running bridge of the same owner id writes | holds everything that would go or \
 stop being ready: only that bridge knows what it has seen go within the minute, and what it holds |
-| a mistake in a rule may be the reason (`rule_matches`) | holds it, and charges it to nothing |
+| a mistake in a rule may be the reason (`rule_matches`), or the target that the rule names instead does not serve yet \
+| holds it, and charges it to nothing |
 | anything else | lets it pass |
 
 What a rule's `min_ready` keeps ready (`translate`) does not stop being ready, so nothing of it is counted here: that is
@@ -39,7 +40,7 @@ A held target goes on receiving additions and updates. A hold ends, and what is 
 | a forced pass takes it away (`release`) | the same, when all is taken away; after `FORCED_SECONDS` we do the rest |
 | the sums of its scope are below the thresholds, and what is held in it has been so for a minute | then; `due` is the timer |
 | the restore hold is over (then the first two rows above decide) | then |
-| the rule in doubt matches something, or has gone from the settings | within `DOUBT_SECONDS` |
+| the rule in doubt matches something, or has gone from the settings; the other target serves | within `DOUBT_SECONDS` |
 | it has lasted for `hold_release_seconds` | then |
 
 What is let go on purpose, by force or after its time, is not charged to anything else. Nothing of this is stored:
@@ -457,7 +458,8 @@ class _Ledger:
                 continue
             self._pending.pop(target)
             self._end(target)
-            why, command = _Reason(Code.HELD_UNMATCHED, plan.doubt), force_command(self._settings.command, plan)
+            cause = Code.HELD_MOVED if plan.doubt.code is Code.MOVE_HOLDS else Code.HELD_UNMATCHED
+            why, command = _Reason(cause, plan.doubt), force_command(self._settings.command, plan)
             held[target] = Held(
                 target,
                 why.cause,
@@ -665,6 +667,7 @@ class _Ledger:
 _END = {
     Code.HELD_REBUILT: "when they are registered again",
     Code.HELD_UNMATCHED: "when the rule is corrected or removed",
+    Code.HELD_MOVED: "when that serves it",
 }
 
 

@@ -673,7 +673,7 @@ class Plan:
 
     `active_datacenter`: of several datacenters, the one whose endpoints these are. Endpoints that a change of
     datacenter removes are not counted above. `doubt`: why the cause of what is taken away may be a mistake in
-    a rule (`rule_matches`).
+    a rule (`rule_matches`), or why the target that a rule names instead does not serve yet. `moves_to`: those targets.
     """
 
     target: Target
@@ -700,6 +700,7 @@ class Plan:
     foreign: int = 0
     active_datacenter: ActiveDatacenter | None = None
     doubt: Reason | None = None
+    moves_to: tuple[Target, ...] = ()
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

@@ -101,6 +101,7 @@ class Code(StrEnum):
     HELD_REBUILT = "rebuilt"
     HELD_RUNNING = "running_bridge"
     HELD_UNMATCHED = "unmatched_rule"
+    HELD_MOVED = "moved_target"
 
     # a write has a reason of its own
     ADOPTED = "adopted"
@@ -156,6 +157,7 @@ class Code(StrEnum):
     RULE_UNUSED = "rule_unused"
     PATTERN_HOLDS = "pattern_holds"
     SELECTION_HOLDS = "selection_holds"
+    MOVE_HOLDS = "move_holds"
     ADDRESS_KIND_ABSENT = "address_kind_absent"
     NAMESPACE_ABSENT = "namespace_absent"
     RIGHTS_MISSING = "rights_missing"
@@ -311,6 +313,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.HELD_REBUILT: "Consul was rebuilt or restored",
     Code.HELD_RUNNING: "left to the running bridge of this owner id",
     Code.HELD_UNMATCHED: "a rule that matches nothing may be the reason",
+    Code.HELD_MOVED: "the target that a rule names instead does not serve the service yet",
     Code.ADOPTED: "adopted",
     Code.GONE: "its service is gone from Consul",
     Code.NOT_WANTED: "no rule or annotation asks for it any more",
@@ -387,6 +390,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PATTERN_HOLDS: "{rule}: `services` has {pattern}, which matches nothing in Consul, and no rule selects "
     "{service} for this name any more",
     Code.SELECTION_HOLDS: "{rule}: it wants {asks}, which no instance in Consul has",
+    Code.MOVE_HOLDS: "a rule sends {service} elsewhere now, which does not serve it yet: {why}",
     Code.ADDRESS_KIND_ABSENT: "no instance has an address of the kind {kind!r} (`instances.address`); there are "
     "{found}",
     Code.NAMESPACE_ABSENT: "namespace {namespace} does not exist: kubectl create namespace {namespace}",

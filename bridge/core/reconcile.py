@@ -74,7 +74,8 @@ class Surroundings:
     `may_delete` objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are
     missing in a namespace. `nodes` are the cluster's own. `time_of_day` in seconds since 1970: it shows which
     releases by other processes are recent (`release`). `doubted`: whether Consul in a datacenter was rebuilt or
-    restored so lately that what it shows is no proof.
+    restored so lately that what it shows is no proof. `not_serving`: why a target does not serve what it is to serve
+    (`why_not_serving`), "" when it does.
     """
 
     resolve: Resolve = lambda _target, _names: {}
@@ -84,6 +85,7 @@ class Surroundings:
     nodes: ClusterNodes = NO_NODES
     time_of_day: Callable[[], float] = lambda: 0.0
     doubted: Callable[[str, Scope], bool] = lambda _datacenter, _scope: False
+    not_serving: Callable[[Target], str] = lambda _target: ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ class Inputs:
       there is no loss of data
     - `doubt`: why a mistake in a rule may be what takes away what is there; `selection`: what the Service is to say
       about its rules, so that this is known later
+    - `moves_to`: where rules send what came from here, and nothing feeds this target any more
     - `not_asked`: why the bridge does not read the datacenter that a user's Service names
     """
 
@@ -118,6 +121,7 @@ class Inputs:
     not_asked: Reason | None = None
     doubt: Reason | None = None
     selection: str = ""
+    moves_to: tuple[Target | Skipped, ...] = ()
 
     @property
     def target(self) -> Target:
@@ -174,6 +178,7 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
         not_asked=_not_asked(state, target),
         doubt=None if sent_away or refusal is not None else state.doubt(target, said),
         selection=state.selection(target, said),
+        moves_to=() if sent_away else state.moves_to(target),
     )
 
 
@@ -402,8 +407,34 @@ def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings)
     gone = Reason(Code.GONE)
     why = Reason(Code.NOT_WANTED) if inputs.sent_away or inputs.listed else gone
     changes = tuple(replace(c, reason=why) if c.reason == gone else c for c in plan.changes)
-    doubt = inputs.doubt if any(c.action is Action.DELETE for c in changes) else None
-    return Draft(replace(plan, queries=inputs.queries, changes=changes, doubt=doubt), None, current)
+    goes = any(c.action is Action.DELETE for c in changes)
+    doubt = (inputs.doubt or _move_holds(inputs, around)) if goes else None
+    moves_to = tuple(to for to in inputs.moves_to if goes and isinstance(to, Target))
+    plan = replace(plan, queries=inputs.queries, changes=changes, doubt=doubt, moves_to=moves_to)
+    return Draft(plan, None, current)
+
+
+def _move_holds(inputs: Inputs, around: Surroundings) -> Reason | None:
+    """Why what is at a target stays until those that rules name instead serve it; None when they do."""
+    for to in inputs.moves_to:
+        why = str(to.reason) if isinstance(to, Skipped) else around.not_serving(to)
+        if why:
+            services = ", ".join(sorted({query.service for query in inputs.queries}))
+            where = "" if isinstance(to, Skipped) else f"{to}: "
+            return Reason(Code.MOVE_HOLDS, service=truncate(services), why=f"{where}{why}")
+    return None
+
+
+def why_not_serving(draft: Draft | None, *, in_turn: bool) -> str:
+    """Why a target does not serve what it is to serve, "" when it does; `in_turn`: when it is about to be written."""
+    if draft is None:
+        return "it cannot be planned yet"
+    plan = draft.plan
+    conflict = next((c for c in plan.conflicts if c.kind is not Kind.HTTP_ROUTE), None)
+    if conflict is not None:
+        return str(conflict.reason) if conflict.kind is Kind.SERVICE else f"{conflict.kind}: {conflict.reason}"
+    is_there = draft.current.service is not None and (plan.ready_before or not plan.ready)
+    return "" if in_turn or is_there else "it is not written yet"
 
 
 def _sent_away(

@@ -428,6 +428,20 @@ class ConsulState:
             return False
         return all(self._is_gone(name, partial_selection=self._partial_selection and not opted_out) for name in names)
 
+    def moves_to(self, target: Target) -> tuple[Target | Skipped, ...]:
+        """Where rules send the listed services that objects of ours came from at a target that nothing feeds any more.
+
+        A target that is refused, or another service's, is among it as `Skipped`.
+        """
+        names = () if self._assignments.winners(target) else self._owned.get(target, ())
+        found: dict[Target | Skipped, None] = {}
+        for choice in (choice for name in names for choice in self.chosen(name)):
+            to, lost = choice.target, None
+            if isinstance(to, Target):
+                lost = self._assignments.why_lost(choice.query, choice.rule, to)
+            found[to if lost is None else Skipped(choice.query.service, "", lost)] = None
+        return tuple(found)
+
     def selection(self, target: Target, said: str) -> str:
         """What the Service at a target is to say about its rules (`rule_matches`); `said` is what it says.
 

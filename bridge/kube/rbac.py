@@ -6,7 +6,7 @@ import re
 import shlex
 
 ANONYMOUS = "system:anonymous"
-"""Whom the API server takes a request without credentials for; nobody is told to give rights to that."""
+"""Whom the API server takes a request without credentials for; no message says how to give rights to that."""
 
 _ACCOUNT = "system:serviceaccount:"
 

@@ -63,9 +63,10 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
         writer = Writer(loaded.client)
-        done = {outcome.plan.target: outcome for outcome in write(plans, writer, loaded)}
+        done = {outcome.plan.target: outcome for outcome in _write_in_turn(planner, plans, writer, loaded)}
         for attempt in range(1, STALE_ROUNDS + 1):
             stale = {target for target, outcome in done.items() if _is_stale(outcome)}
+            stale |= {target for target, outcome in done.items() if stale.intersection(outcome.plan.moves_to)}
             if not stale or stop.wait(options.retry.wait_seconds(attempt)):
                 break
             for target, outcome in done.items():
@@ -81,7 +82,7 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
                 if names := names_at(loaded.store.current(target)):
                     world.record_owned(target, names, now=0.0)
             world.expire(now=0.0)
-            again = {o.plan.target: o for o in write(planner.plan_all(stale), writer, loaded)}
+            again = {o.plan.target: o for o in _write_in_turn(planner, planner.plan_all(stale), writer, loaded)}
             done.update({target: _together(done[target], again.get(target)) for target in stale})
         outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
         if any(isinstance(failure.error, ForbiddenError) for outcome in outcomes for failure in outcome.failures):
@@ -121,6 +122,18 @@ def _absent_namespaces(client: KubeClient, plans: Sequence[Plan]) -> list[Warnin
         for name, state in states.items()
         if state is NamespaceState.ABSENT
     ]
+
+
+def _write_in_turn(planner: Planner, plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcome]:
+    """Apply the plans. A target that another one replaces goes last, and stays where that one could not be written."""
+    moved = [plan for plan in plans if plan.moves_to and plan.writes]
+    outcomes = write([plan for plan in plans if plan not in moved], writer, loaded)
+    if moved:
+        planner.failed = {o.plan.target for o in outcomes if o.failures or o.plan.conflicts}
+        if planner.failed:
+            moved = [plan for old in moved if (plan := planner.plan(old.target)) is not None]
+        outcomes += write(moved, writer, loaded)
+    return outcomes
 
 
 def write(plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcome]:

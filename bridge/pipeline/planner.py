@@ -46,6 +46,7 @@ from bridge.core.reconcile import (
     judge,
     observe,
     reconcile,
+    why_not_serving,
 )
 from bridge.core.state import ConsulState
 from bridge.errors import AlteredError, BridgeError, ConflictError
@@ -92,12 +93,15 @@ class Planner:
         slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: (),
         time_of_day: Callable[[], float] = time.time,
         window: DeviationWindow | None = None,
+        in_turn: bool = True,
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
         `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
         objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are missing in
         a namespace. `window` decides which deviations are reported; without it none are (a command that only writes).
+        `in_turn`: a target that another one replaces is written after that one, so its removal waits only where that
+        one is in conflict or `failed`; otherwise it waits until the other one serves.
         """
         self.lock = threading.RLock()
         self.world = world
@@ -114,8 +118,12 @@ class Planner:
             nodes=nodes,
             time_of_day=time_of_day,
             doubted=self._doubted,
+            not_serving=self._not_serving,
         )
         self._around_unasked = replace(self._around, mirrored=_not_seen)
+        self._in_turn = in_turn
+        self.failed: set[Target] = set()
+        """Targets whose writes failed in this pass."""
         self._look_again: dict[Target, float] = {}
         self._last_pass: dict[Target, tuple[Inputs, Draft]] = {}
         self.unreadable: Mapping[str, str] = unreadable or {}
@@ -251,6 +259,13 @@ class Planner:
     def _doubted(self, datacenter: str, scope: Scope) -> bool:
         with self.lock:
             return bool(self.guard.doubted_until(datacenter, scope, self._clock()))
+
+    def _not_serving(self, target: Target) -> str:
+        if target in self.failed:
+            return "it could not be written"
+        if target.namespace in self.unreadable:
+            return self.unreadable[target.namespace]
+        return why_not_serving(self._draft(target, ask=False), in_turn=self._in_turn)
 
     def _judge(self, drafts: Sequence[Draft]) -> list[Plan]:
         plans = judge(drafts, self._admit, self._options, self._around)

@@ -179,7 +179,13 @@ class Metrics:
                 self._kubernetes_up.set(up)
             case HoldsChanged(held):
                 causes = Tally(h.cause for h in held)
-                for cause in (Code.HELD_REBUILT, Code.HELD_REMOVAL, Code.HELD_PANIC, Code.HELD_UNMATCHED):
+                for cause in (
+                    Code.HELD_REBUILT,
+                    Code.HELD_REMOVAL,
+                    Code.HELD_PANIC,
+                    Code.HELD_UNMATCHED,
+                    Code.HELD_MOVED,
+                ):
                     self._holds.labels(cause.value).set(causes[cause])
                 self._held_endpoints.set(sum(h.endpoints for h in held))
             case ReadErrorsChanged(errors, annotated):

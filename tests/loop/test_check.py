@@ -6,13 +6,15 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bridge.controller.controller import Controller
+from bridge.core import guard
 from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
 from bridge.core.reasons import Code, code_of
@@ -27,6 +29,7 @@ from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
 from tests.support.fakes.kube import FakeKube, Fault
 from tests.support.options import consul_config, kube_config, sync_options
+from tests.support.running import quick_options, running
 
 Json = dict[str, Any]
 QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.1, attempts=2)
@@ -146,6 +149,48 @@ def test_a_mistake_in_a_rule_holds_what_a_pass_wrote_before(both: Both) -> None:
     assert (report.summary.changes, exit_status(report, False, False)) == (0, 3)
     assert "shop (bridge.yaml:2:5): `services` has wbe, which matches nothing" in report.held[0].reason
     assert both.report(typed, force=True).summary.delete == 3
+
+
+def _moving(both: Both) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    """Rules before and after a move of `web`."""
+    both.consul.register("far", "vm-9", "10.0.0.9", 80)
+    home, away = Destination(namespace="default"), Destination(namespace="apps")
+    shop, far = Rule(name="shop", services=("web",)), Rule(name="far", services=("far",))
+    return (replace(shop, to=home), replace(far, to=away)), (replace(shop, to=away), replace(far, to=home))
+
+
+def test_a_target_that_moves_goes_when_the_new_one_is_written_and_not_before(both: Both) -> None:
+    """Also where the new one is refused in the writing; then one pass does both, and a dry run says so."""
+    before, after = _moving(both)
+    assert both.sync(*before) == 0
+    both.kube.forbid("admin", "create", "endpoints", "apps")
+    report = both.report(*after)
+    assert ([row.cause for row in report.held], report.summary.failed) == ([Code.HELD_MOVED], 1)
+    assert "elsewhere now, which does not serve it yet: apps/web: it could not be written" in report.held[0].reason
+    assert both.kube.ready_addresses("default", "web") == ["10.0.0.1"]
+    both.kube.allow()
+    assert both.report(*after, dry_run=True).summary.delete == 3
+    report = both.report(*after)
+    assert (exit_status(report, False, False), report.summary.delete) == (0, 3)
+    assert both.kube.ready_addresses("apps", "web") == ["10.0.0.1"]
+    assert both.kube.get("services", "default", "web") is None
+
+
+def test_a_running_bridge_keeps_a_target_that_moves_until_the_new_one_serves(
+    both: Both, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    """However long that is refused: the grace period alone ends nothing."""
+    monkeypatch.setattr(guard, "DOUBT_SECONDS", 0.2)
+    before, after = _moving(both)
+    assert both.sync(*before) == 0
+    both.kube.forbid("admin", "create", "services", "apps")
+    bridge = Controller(**both.sides, rules=after, options=quick_options(removal_grace_seconds=0.0))
+    with running(bridge, 20):
+        eventually(lambda: "which does not serve it yet: apps/web" in str(bridge.ready()[1].get("held")), True)
+        assert both.kube.ready_addresses("default", "web") == ["10.0.0.1"]
+        both.kube.allow()
+        eventually(lambda: both.kube.get("services", "default", "web"), None)
+        assert both.kube.ready_addresses("apps", "web") == ["10.0.0.1"]
 
 
 @pytest.mark.parametrize(("tag", "said"), [("leader", "no instance has the tag"), ("Primary", "but 'primary'")])

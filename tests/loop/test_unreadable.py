@@ -284,6 +284,7 @@ def test_a_reload_that_adds_such_a_namespace_does_not_stop_the_work(both: Both, 
     environ = {
         "BRIDGE_CONSUL_ADDRESS": both.consul.address, "KUBECONFIG": both.sides["kube"].kubeconfig,
         "BRIDGE_RETRY_KUBERNETES_INITIAL_INTERVAL": "20ms", "BRIDGE_RETRY_KUBERNETES_MAX_INTERVAL": "100ms",
+        "BRIDGE_REMOVAL_GRACE_PERIOD": "100ms",
     }  # fmt: skip
     whole = load(environ=environ)
     rules: list[tuple[Rule, ...]] = [(GOOD,)]
@@ -301,6 +302,10 @@ def test_a_reload_that_adds_such_a_namespace_does_not_stop_the_work(both: Both, 
         eventually(lambda: both.ready("default", "a"), ["10.0.0.1", "10.0.0.5"])
         both.kube.allow()
         eventually(lambda: both.ready("apps", "b"), ["10.0.0.2"])
+        rules[0] = (GOOD,)  # the last rule of a namespace goes like any other
+        daemon.reload()
+        eventually(lambda: both.kube.get("services", "apps", "b"), None, 20)
+        assert both.ready("default", "a") == ["10.0.0.1", "10.0.0.5"]
     finally:
         daemon.stop()
         thread.join(10)

@@ -11,6 +11,7 @@ from bridge.core.annotated import Refusal, missing, request_of
 from bridge.core.guard import Verdict
 from bridge.core.model import (
     Action,
+    Conflict,
     Current,
     Destination,
     Held,
@@ -25,8 +26,17 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.ownership import joined, ownership_labels
-from bridge.core.reasons import Code, codes_of
-from bridge.core.reconcile import Draft, PlanOptions, Surroundings, judge, names_at, observe, reconcile
+from bridge.core.reasons import Code, Reason, codes_of
+from bridge.core.reconcile import (
+    Draft,
+    PlanOptions,
+    Surroundings,
+    judge,
+    names_at,
+    observe,
+    reconcile,
+    why_not_serving,
+)
 from bridge.core.state import ConsulState
 from tests.unit.core.builders import (
     OWNER,
@@ -283,3 +293,31 @@ def test_a_pass_over_many_keeps_their_order() -> None:
     drafts = [made(state(*instances(n)), Current(TARGET)) for n in (3, 1, 2)]
     found = judge([d for d in drafts if d is not None], lambda _plans: Verdict({}), OPTIONS, Surroundings())
     assert [plan.ready for plan in found] == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "service_stands", "in_turn", "said"),
+    [
+        ({"ready": 1, "ready_before": 1}, True, False, ""),
+        ({"ready": 0}, True, False, ""),
+        ({"ready": 1}, True, False, "it is not written yet"),
+        ({"ready": 0}, False, False, "it is not written yet"),
+        ({"ready": 1}, False, True, ""),
+        (
+            {"conflicts": (Conflict(TARGET, Kind.ENDPOINTS, Reason(Code.TAKEN, said="no")),)},
+            True,
+            True,
+            "Endpoints: no",
+        ),
+        ({"conflicts": (Conflict(TARGET, Kind.SERVICE, Reason(Code.TAKEN, said="no")),)}, True, True, "no"),
+        ({"conflicts": (Conflict(TARGET, Kind.HTTP_ROUTE, Reason(Code.TAKEN, said="no")),)}, True, False, ""),
+        (None, True, True, "it cannot be planned yet"),
+    ],
+)
+def test_a_target_serves_once_its_service_stands_with_what_is_ready(
+    changed: dict[str, Any] | None, service_stands: bool, in_turn: bool, said: str
+) -> None:
+    """A conflict about the HTTPRoute blocks no endpoint; `in_turn` the target is about to be written."""
+    current = Current(TARGET, service=service() if service_stands else None)
+    draft = None if changed is None else Draft(replace(Plan(TARGET), **changed), None, current)
+    assert why_not_serving(draft, in_turn=in_turn) == said

@@ -101,7 +101,7 @@ def test_only_a_missing_right_is_granted_by_a_role() -> None:
 
 
 def test_what_is_forbidden_to_an_anonymous_request_is_not_granted_to_everybody() -> None:
-    """Without credentials that count the server sees system:anonymous: a binding for it would let anybody in."""
+    """Without credentials that count the server sees system:anonymous: a binding for it would let any client in."""
     said = 'services is forbidden: User "system:anonymous" cannot list resource "services" in API group ""'
     error = faults.of_answer(SLICES, 403, {}, status(403, f'{said} in the namespace "storage"'))
     assert isinstance(error, ForbiddenError)
