@@ -73,7 +73,9 @@ class WorkQueue(Generic[K]):
     ) -> None:
         self._clock = clock
         self._lane = lane
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._returned = threading.Condition(lock)  # apart: no worker that waits for work is woken by work that ends
         self._order = 0
         self._ready: dict[int, _Lanes[K]] = {}
         self._turns = 0
@@ -135,19 +137,20 @@ class WorkQueue(Generic[K]):
             again = self._again.pop(key, None)
             if again is not None and not self._closed:
                 self._enqueue(key, *again)
-            self._changed.notify_all()
+            self._returned.notify_all()
 
     def close(self) -> None:
         """Wake every waiting worker; no key is given out any more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._returned.notify_all()
 
     def wait_returned(self) -> None:
         """Wait until no worker holds a key. Only after `close`."""
         with self._changed:
             while self._working:
-                self._changed.wait()
+                self._returned.wait()
 
     def wait_idle(self, timeout_seconds: float) -> bool:
         """Wait until nothing is due and no worker holds a key; False at the timeout. Delayed keys do not count."""
@@ -160,7 +163,7 @@ class WorkQueue(Generic[K]):
                     return True
                 if now >= deadline:
                     return False
-                self._changed.wait(deadline - now)
+                self._returned.wait(deadline - now)
         return True
 
     def __len__(self) -> int:

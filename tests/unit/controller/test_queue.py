@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from bridge.controller.workqueue import WorkQueue
 
@@ -227,6 +228,31 @@ def test_many_workers_never_share_a_key_and_lose_none() -> None:
     for worker in workers:
         worker.join(timeout=5)
     assert (idle, clashes, done) == (True, 0, wanted)
+
+
+def test_the_end_of_work_wakes_no_worker_that_waits_for_some() -> None:
+    """Sixteen writers wait while a watch writes by itself: to wake all of them for that cost a third of a change."""
+    asked: list[str] = []
+
+    def clock() -> float:
+        asked.append(threading.current_thread().name)
+        return time.monotonic()
+
+    queue: WorkQueue[str] = WorkQueue(clock)
+    workers = [threading.Thread(target=queue.take, name=f"worker-{n}") for n in range(4)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 10
+    while len(asked) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    looked = sorted(name for name in asked if name.startswith("worker"))
+    assert queue.claim("a", 5)
+    queue.done("a")
+    time.sleep(0.05)
+    queue.close()
+    for worker in workers:
+        worker.join(timeout=5)
+    assert looked == sorted(name for name in asked if name.startswith("worker")) == [w.name for w in workers]
 
 
 def test_a_claimed_key_is_nobody_elses_until_it_is_done() -> None:
