@@ -133,6 +133,11 @@ class Refusal:
     reason: Reason
     detail: Reason
 
+    def is_of(self, names: Collection[tuple[str, str]]) -> bool:
+        """Whether it asks for one of these services, (datacenter, service) in any case."""
+        asked = self.query.datacenter, self.query.service.lower()
+        return any((datacenter, service.lower()) == asked for datacenter, service in names)
+
 
 def missing(query: Query, namespace: str) -> Reason:
     """The warning while an annotation names a service that does not exist, or that its namespace may not ask for."""
@@ -149,7 +154,7 @@ def request_at(
     the bounds of a grant, while that may cover it and that cannot be determined: unknown labels take nothing away.
     """
     found = request_of(current.service, datacenter, annotated)
-    if not isinstance(found, Refusal) or (found.query.datacenter, found.query.service) not in filled_from:
+    if not isinstance(found, Refusal) or not found.is_of(filled_from):
         return found
     if annotated.unsaid:
         return request_of(current.service, datacenter, Annotated(annotated.bounds))

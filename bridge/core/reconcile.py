@@ -155,7 +155,7 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
         sources = tuple(replace(s, waiting=state.waiting(s.query, s.rule, now)) for s in sources)
     opted_out = is_abandoned(current)
     if refusal is not None:  # who asks for something else now has sent away what was filled
-        opted_out = opted_out or name_of(refusal.query) not in names_at(current)
+        opted_out = opted_out or not refusal.is_of(names_at(current))
     orphaned = sources == () and current.service is None
     sent_away = state.unsubscribed(target, opted_out=opted_out, orphaned=orphaned)
     removable = not sources and (sent_away or state.removable(target, now, opted_out=opted_out or refusal is not None))

@@ -123,6 +123,8 @@ class ConsulState:
         self._feeds: dict[Query, set[Target]] = {}
         self._selected: dict[Name, tuple[select.Choice, ...]] = {}
         self._annotated: dict[Target, tuple[Rule, Query]] = {}
+        self._meant: dict[Target, Query] = {}  # what these ask for, spelled as Consul lists it: its names know no case
+        self._annotated_by: dict[Name, set[Target]] = {}  # by the name in lower case
         self._refusals: dict[Target, Refusal] = {}
         self._unmappable: dict[tuple[int, Query], Skipped] = {}
         self._leaving: dict[Name, float] = {}
@@ -163,6 +165,10 @@ class ConsulState:
         came, gone = listing.changes_since(self._listings.get(datacenter))
         self._listings[datacenter] = listing
         self._remarks = None
+        for service in (*came, *gone) if self._annotated else ():
+            for target in tuple(self._annotated_by.get((datacenter, service.lower()), ())):
+                if self._as_listed(self._annotated[target][1]) != self._meant[target]:
+                    changed |= self.annotate(target, *self._annotated[target], now)
         for service in came:
             changed |= self._choose((datacenter, service), listing.services[service], now)
         for service in gone:
@@ -231,12 +237,21 @@ class ConsulState:
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
         """A user-managed Service at `target` asks to be filled from `query`; returns the targets to look at."""
         self._refusals.pop(target, None)
-        before = self._annotated.get(target)
-        if before is not None and before[1] != query:
+        meant = self._as_listed(query)
+        if target in self._annotated and self._meant[target] != meant:
             self.unannotate(target, now)
-        self._annotated[target] = rule, query
-        self._claim(query, rule, target)
+        self._annotated[target], self._meant[target] = (rule, query), meant
+        self._annotated_by.setdefault((query.datacenter, query.service.lower()), set()).add(target)
+        self._claim(meant, rule, target)
         return {target}
+
+    def _as_listed(self, query: Query) -> Query:
+        """What is asked for in the spelling of the listing: Consul reads a service by its name in any case."""
+        listing = self._listings.get(query.datacenter)
+        if listing is None or query.service in listing.services:
+            return query
+        alike = (name for name in sorted(listing.services) if name.lower() == query.service.lower())
+        return replace(query, service=next(alike, query.service))
 
     def unannotate(self, target: Target, now: float) -> set[Target]:
         """The user's Service at `target` no longer asks, or is gone: what we filled may go at once."""
@@ -244,7 +259,8 @@ class ConsulState:
         asked = self._annotated.pop(target, None)
         if asked is None:
             return set() if refused is None else {target}
-        self._release(asked[1], target, now, annotated=True)
+        self._annotated_by[asked[1].datacenter, asked[1].service.lower()].discard(target)
+        self._release(self._meant.pop(target), target, now, annotated=True)
         if not self._assignments.winners(target):
             self._unsubscribed.add(target)
         return {target}
@@ -338,7 +354,7 @@ class ConsulState:
 
     def asked_by_annotation_alone(self, queries: Iterable[Query]) -> frozenset[Query]:
         """Those of the `queries` that only users' Services want: what is wrong with them is for those people."""
-        annotated = {query for _, query in self._annotated.values()}.intersection(queries)
+        annotated = set(self._meant.values()).intersection(queries)
         if not annotated:  # mostly; what rules select are thousands
             return frozenset()
         return frozenset(annotated.difference(c.query for cs in (*self._selected.values(), self._unlisted) for c in cs))
@@ -519,6 +535,10 @@ class ConsulState:
     def annotation(self, target: Target) -> tuple[Rule, Query] | None:
         """What the user's Service at `target` asks for, as far as is known."""
         return self._annotated.get(target)
+
+    def meant(self, target: Target) -> Query | None:
+        """The same, with the service's name as Consul lists it."""
+        return self._meant.get(target)
 
     def refusal(self, target: Target) -> Refusal | None:
         """Why the user's Service at `target` does not get what it asks for, as far as grants decide."""

@@ -361,7 +361,7 @@ class _Check:
                     "asked (consul.datacenters)"
                 )
             else:
-                asked.append((target, request[1]))
+                asked.append((target, world.meant(target) or request[1]))
         return strange, asked
 
     def _services(self) -> Iterator[Probe]:
