@@ -231,7 +231,7 @@ LEFT: list[Json] = [
     {"ipFamilyPolicy": "PreferDualStack"},
     {"publishNotReadyAddresses": True},
     {"internalTrafficPolicy": "Local"},
-    {"trafficDistribution": "PreferSameZone"},
+    {"trafficDistribution": "PreferClose"},
     {"sessionAffinity": "ClientIP"},
 ]
 

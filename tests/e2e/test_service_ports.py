@@ -119,7 +119,7 @@ def test_what_a_users_service_says_of_its_traffic_is_honoured_or_said(
     asking(kube, namespace, "published", f"{prefix}db", sql, publishNotReadyAddresses=True)
     asking(kube, namespace, "portless", f"{prefix}db", clusterIP="None")
     asking(kube, namespace, "local", f"{prefix}db", sql, internalTrafficPolicy="Local")
-    asking(kube, namespace, "zoned", f"{prefix}db", sql, trafficDistribution="PreferSameZone")
+    asking(kube, namespace, "zoned", f"{prefix}db", sql, trafficDistribution="PreferClose")
     result = sync(kubernetes={"watch_namespaces": [namespace]})
     found = kube.get(SLICES.format(namespace=namespace)) or {}
     slices = {item["metadata"]["labels"]["kubernetes.io/service-name"]: item for item in found["items"]}

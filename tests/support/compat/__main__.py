@@ -23,7 +23,7 @@ from tests.support.compat.servers import CONSUL, KUBERNETES, built
 from tests.support.lab import LabError
 from tests.support.lab.build import TOOLS, binaries
 
-KUBERNETES_VERSIONS = ("1.27.16", "1.29.15", "1.33.13", "1.35.4")
+KUBERNETES_VERSIONS = ("1.27.16", "1.29.15", "1.31.13", "1.33.13", "1.35.4")
 CONSUL_VERSIONS = ("1.15.6", "1.16.6", "1.18.2", "1.20.6", "1.22.5")
 """What can be built; docs/compatibility.md says of each other version why it cannot."""
 FAULTS = ("consul-kill", "consul-restored", "etcd-kill", "kube-410")
@@ -50,8 +50,9 @@ def left_out(pair: Pair) -> Mapping[str, str]:
     """Tests of what one of the servers is too old for, and what that one does instead."""
     found: dict[str, str] = {}
     for (side, newer), version in zip(yaml.safe_load(NEWER.read_text()).items(), pair, strict=True):
-        if version and int(version.split(".")[1]) < newer["since"]:
-            found |= {test: f"{side} {version} {why}" for test, why in newer["tests"].items()}
+        for since, tests in newer.items():
+            if version and int(version.split(".")[1]) < since:
+                found |= {test: f"{side} {version} {why}" for test, why in tests.items()}
     return found
 
 

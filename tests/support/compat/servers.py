@@ -50,7 +50,12 @@ CONSUL = Program(
     "github.com/hashicorp/consul",
     {"consul": "github.com/hashicorp/consul"},
     late={"github.com/hashicorp/consul/troubleshoot": ("ports", "v0.7.1")},  # of 1.16 to 1.19; a subcommand's
-    instead={"github.com/hashicorp/consul/proto-public v0.5.1": "github.com/hashicorp/consul/proto-public v0.6.0"},
+    instead={  # of 1.18, whose go.mod was not brought up to date with the api and the sdk of its repository
+        "github.com/hashicorp/consul/api v1.26.1": (
+            "github.com/hashicorp/consul/api v1.28.2\n\tgithub.com/hashicorp/consul/sdk v0.16.0"
+        ),
+        "github.com/hashicorp/consul/proto-public v0.5.1": "github.com/hashicorp/consul/proto-public v0.6.0",
+    },
 )
 
 
