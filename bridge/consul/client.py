@@ -38,6 +38,12 @@ STREAMING = "streaming"
 NOBODY = "consul-bridge-nobody-has-this-tag"
 """Makes an index probe: the answer is empty and cheap, its index is the service's own."""
 
+NO_SERVICE = 'Service=="~"'
+"""The same for a node. Short, because Consul parses the filter of each request: 0.13 ms of its processor time for a
+probe, against 0.19 ms with the long name of that tag."""
+
+NO_NODE = ("node-meta", f"{NOBODY}:x")
+"""The same for the whole catalog: the services on nodes with such meta are none, the index is that of all."""
 
 CATALOG = ("near", "consul-bridge-nobody-is-near-this")
 """With `near` Consul answers a blocking query from its catalog itself: its streaming view has no order to sort by. No
@@ -162,6 +168,12 @@ class ConsulClient:
         """`catalog/services`: {service name: [tags]}. Tags come in random order."""
         return self._fresh("/v1/catalog/services", "list services", datacenter, index, wait, mode, wire.LISTING)
 
+    def catalog_index(self, datacenter: str = "") -> int:
+        """The index of all services and nodes, for a thousandth of the cost of listing them."""
+        return self._ask(
+            "/v1/catalog/services", "probe the catalog", datacenter, 0, 0.0, Mode.LEADER, wire.LISTING, (NO_NODE,)
+        ).index
+
     def health_service(
         self, query: Query, index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE, *, streaming: bool = True
     ) -> Answer:
@@ -185,17 +197,17 @@ class ConsulClient:
 
     def probe_nodes(self, nodes: Sequence[str], datacenter: str = "", mode: Mode = Mode.STALE) -> list[int | None]:
         """`probe_node` for many at once; None for those that must be asked for one by one."""
-        return self._probe_many([self._node_probe(node, datacenter, mode) for node in nodes])
+        params = self._params(datacenter, mode, (), NO_SERVICE)
+        return self._probe_many([(_node_path(node), params) for node in nodes])
 
     def node_services(self, node: str, datacenter: str = "", mode: Mode = Mode.LEADER) -> Answer:
         """`catalog/node-services/<node>`: {Node, Services: [...]}; data None for a node that is not there."""
-        path = f"/v1/catalog/node-services/{_segment(node, 'node')}"
-        return self._ask(path, f"read node {node!r}", datacenter, 0, 0.0, mode, wire.ON_NODE)
+        return self._ask(_node_path(node), f"read node {node!r}", datacenter, 0, 0.0, mode, wire.ON_NODE)
 
     def probe_node(self, node: str, datacenter: str = "", mode: Mode = Mode.STALE) -> Answer:
         """The index of a node and its services, for a fraction of the cost of reading them."""
-        path, params = self._node_probe(node, datacenter, mode)
-        return self._send(path, f"probe node {node!r}", datacenter, params)
+        params = self._params(datacenter, mode, (), NO_SERVICE)
+        return self._send(_node_path(node), f"probe node {node!r}", datacenter, params)
 
     def state(
         self, status: str, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE
@@ -365,10 +377,6 @@ class ConsulClient:
         path = f"/v1/health/service/{_segment(query.service, 'service')}"
         return path, self._params(query.datacenter, mode, extra, query.filter)
 
-    def _node_probe(self, node: str, datacenter: str, mode: Mode) -> tuple[str, list[tuple[str, str]]]:
-        path = f"/v1/catalog/node-services/{_segment(node, 'node')}"
-        return path, self._params(datacenter, mode, (), f'Service == "{NOBODY}"')
-
     def _probe_many(self, probes: list[tuple[str, list[tuple[str, str]]]]) -> list[int | None]:
         if self._pipelining_failures >= PIPELINING_PATIENCE and time.monotonic() < self._pipelining_again:
             return [None] * len(probes)
@@ -481,6 +489,10 @@ def _segment(name: str, what: str) -> str:
         error.remedy = f"another name for the {what}"
         raise error
     return quote(name, safe="")
+
+
+def _node_path(node: str) -> str:
+    return f"/v1/catalog/node-services/{_segment(node, 'node')}"
 
 
 def _headers(token: str) -> dict[str, str]:

@@ -11,6 +11,9 @@ between two grows with how long one takes, so that a busy catalog costs a bounde
              move the index of the service that it leaves; those with a direct watch are read, for their indexes prove
              nothing (streamed.py); what this finds was missed
 
+A change during the first kind of poll does not wait for its end: the poll goes on where it is, and what it had asked
+for before comes round again at its end. Those that changed last are asked first.
+
 When a probe gets no answer the poll rests as the retry policy (or Consul's Retry-After) says and goes on with what is
 left; a 429 lowers how many probes a second are sent, so that a poll ends within what Consul allows at last.
 """
@@ -18,6 +21,8 @@ left; a 429 lowers how many probes a second are sent, so that a poll ends within
 from __future__ import annotations
 
 import contextlib
+import heapq
+import math
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -33,6 +38,9 @@ from bridge.errors import PermanentError, ThrottledError, TransientError
 
 PIECE = 32
 """Probes that are sent at once. Where there are several readers, one stays out of polls: nothing waits for them."""
+
+LATEST = 2 * PIECE
+"""Those that changed last are asked first: what is installed again on a machine is often more than one service."""
 
 SHARES = ((0.5, 3.0), (0.2, 60.0))
 """(share of the time, seconds of it that can be saved up in quiet times) that polls may take, all at once.
@@ -52,10 +60,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _Piece(Generic[T]):
-    """Some of what a poll asks for. `ask(todo, count, client)` asks for the first of them, and removes those done."""
+    """Some of what a poll asks for. `ask(todo, count, client)` asks for the first of them, and removes those done.
 
-    todo: list[T]
+    `lap`: of the poll, when the first of them was asked.
+    """
+
+    items: Sequence[T]
     ask: Callable[[list[T], int, ConsulClient], None]
+    todo: list[T] = field(default_factory=list)
+    lap: int = 0
+
+    def __post_init__(self) -> None:
+        self.todo = list(self.items)
 
 
 class PollTarget(Protocol):
@@ -85,10 +101,15 @@ LEAST_REST_SECONDS = 0.05
 
 @dataclass(slots=True, eq=False)
 class _Poll:
-    """`asking`: seconds that its probes took, together. `error`: what stopped it; `unfinished` goes on later."""
+    """`asking`: seconds that its probes took, together. `error`: what stopped it; `unfinished` goes on later.
+
+    It saw all that was there when its last lap `began`, at whose end `done` is asked for again if another one begins.
+    `paid`: seconds of its own that the budget has had so far.
+    """
 
     began: float
     left: int
+    started: float
     auditing: bool = False
     every: bool = False
     founding: bool = False
@@ -99,6 +120,9 @@ class _Poll:
     error: TransientError | PermanentError | None = None
     rest: float = 0.0
     unfinished: list[_Piece[Any]] = field(default_factory=list)
+    done: list[_Piece[Any]] = field(default_factory=list)
+    lap: int = 0
+    paid: float = 0.0
 
 
 class IndexPoller:
@@ -137,7 +161,8 @@ class IndexPoller:
 
     def poll_changed(self) -> None:
         """The listing's index moved and names nothing: poll as soon as it is time."""
-        self._changed_wanted = True
+        with self._lock:
+            self._changed_wanted = not self._another_lap()
         self.tick()
 
     def poll_unverified(self) -> None:
@@ -215,18 +240,16 @@ class IndexPoller:
         self._begin([*pieces, *self._probes_of(rest, auditing=False)], every=every)
 
     def _probes_of(self, subscriptions: list[Subscription], auditing: bool) -> list[_Piece[Any]]:
-        random.shuffle(subscriptions)  # none is always the last
-
         def ask(todo: list[Subscription], count: int, client: ConsulClient) -> None:
             self._probe_services(todo, count, auditing, client)
 
-        return [_Piece(piece, ask) for piece in _pieces(subscriptions)]
+        return [_Piece(piece, ask) for piece in _pieces(subscriptions, lambda subscription: subscription.index)]
 
     def _probes_of_nodes(self, nodes: list[str], known: dict[str, int], first: bool = False) -> list[_Piece[Any]]:
         def ask(todo: list[str], count: int, client: ConsulClient) -> None:
             self._probe_nodes(todo, count, known, first, client)
 
-        return [_Piece(piece, ask) for piece in _pieces(nodes)]
+        return [_Piece(piece, ask) for piece in _pieces(nodes, lambda node: known.get(node, math.inf))]
 
     def _begin(
         self,
@@ -238,12 +261,37 @@ class IndexPoller:
         then: Callable[[], None] | None = None,
         began: float | None = None,
     ) -> None:
-        began = self._clock() if began is None else began
-        poll = _Poll(began, len(pieces), auditing, every, founding, then)
+        now = self._clock()
+        poll = _Poll(now if began is None else began, len(pieces), now, auditing, every, founding, then)
         self._running = poll
         if not pieces:
             self._end(poll)
         self._pool.put_all(Urgency.POLL, [partial(self._do, poll, piece) for piece in pieces])
+
+    def _another_lap(self) -> bool:
+        """Whether the poll that runs goes on so that it finds what changed just now, instead of another one after it.
+
+        Not when others wait for its end, nor at the expense of the rest that it owes.
+        """
+        poll = self._running
+        if poll is None or not poll.every or poll.founding or poll.error is not None or poll.attempt:
+            return False
+        if self._audit_wanted or self._pay(poll) > 0:
+            return False
+        poll.began, poll.lap = self._clock(), poll.lap + 1
+        again, poll.done = poll.done, []
+        poll.left += len(again)
+        self._pool.put_all(Urgency.POLL, [self._again(poll, piece) for piece in again])
+        return True
+
+    def _again(self, poll: _Poll, piece: _Piece[Any]) -> Callable[[ConsulClient], None]:
+        return partial(self._do, poll, _Piece(piece.items, piece.ask))
+
+    def _pay(self, poll: _Poll) -> float:
+        """Take the poll's time from the budget; returns after how many seconds another one may begin."""
+        took = min(poll.asking, self._clock() - poll.started) - poll.paid
+        poll.paid += took
+        return max(bucket.take(took) for bucket in self._buckets)
 
     def _round_ended(self, poll: _Poll) -> None:
         """Nothing of a poll is under way any more: it is at its end, or it goes on after a rest."""
@@ -282,9 +330,8 @@ class IndexPoller:
 
     def _rest(self, poll: _Poll, seconds: float) -> None:
         self._running = None
-        self.last_seconds = self._clock() - poll.began
-        took = min(poll.asking, self.last_seconds)
-        rest = max(seconds, *(bucket.take(took) for bucket in self._buckets))
+        self.last_seconds = self._clock() - poll.started
+        rest = max(seconds, self._pay(poll))
         self._not_before = self._clock() + rest
         if self._changed_wanted or self._unverified_wanted or self._audit_wanted:
             self._pool.put(Urgency.POLL, lambda _client: self.tick(), max(rest, LEAST_REST_SECONDS))
@@ -301,6 +348,8 @@ class IndexPoller:
 
     def _ask(self, poll: _Poll, piece: _Piece[Any], count: int, client: ConsulClient) -> None:
         before, began, failed = len(piece.todo), self._clock(), False
+        if before == len(piece.items):
+            piece.lap = poll.lap
         if poll.error is None:
             try:
                 piece.ask(piece.todo, count, client)
@@ -319,6 +368,11 @@ class IndexPoller:
                 return
             if piece.todo:
                 poll.unfinished.insert(len(poll.unfinished) if failed else 0, piece)
+            elif piece.lap != poll.lap:  # it was being asked for when another lap began
+                self._pool.put(Urgency.POLL, self._again(poll, piece))
+                return
+            else:
+                poll.done.append(piece)
             poll.left -= 1
             if poll.left == 0:
                 self._round_ended(poll)
@@ -369,5 +423,10 @@ class IndexPoller:
             del todo[0]
 
 
-def _pieces(items: Sequence[T]) -> list[list[T]]:
-    return [list(items[i : i + PIECE]) for i in range(0, len(items), PIECE)]
+def _pieces(items: Sequence[T], index: Callable[[T], float]) -> list[list[T]]:
+    """Those that changed last, then all others in no order, so that none is always the last."""
+    latest = dict.fromkeys(heapq.nlargest(LATEST, items, key=index))
+    others = [item for item in items if item not in latest]
+    random.shuffle(others)
+    ordered = [*latest, *others]
+    return [ordered[i : i + PIECE] for i in range(0, len(ordered), PIECE)]

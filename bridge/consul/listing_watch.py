@@ -13,16 +13,22 @@ from bridge.consul.link import Link
 from bridge.consul.ratelimit import TokenBucket
 from bridge.consul.watch import Watch
 from bridge.core.model import Listing, Unknown
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, PermanentError, TransientError
 
 RATE, BYTES = 2.0, 1e6
 
-CHANGES = 1000
-"""Moves of the index that are remembered, to tell which of them was a change's: at most two come a second."""
+PEEK_SECONDS = 0.02
+"""How often the index alone is asked for while it is too soon to list again: 0.05 ms of Consul's processor time, where
+a listing of 5,000 services takes 40. In steady state there is nothing to wait for, and no such question."""
+
+CHANGES = 2000
+"""Moves of the index that are remembered, to tell which of them was a change's: at most fifty come a second."""
 
 
 class ListingWatch:
-    """One blocking query. `on_listing` is called with what differs, `on_moved` when the index moved, `on_renamed` when
+    """One blocking query, and in its pauses the catalog's index.
+
+    `on_listing` is called with what differs, `on_moved` when the index moved, `on_renamed` when
     a service came, went or changed its tags.
     """
 
@@ -40,37 +46,51 @@ class ListingWatch:
         self._known: Listing | None = None
         self._told: Listing | Unknown | None = None
         self._index = 0
+        self._size = 0
+        self._asks = TokenBucket(RATE, RATE, link.clock)
+        self._bytes = TokenBucket(BYTES, BYTES, link.clock)
         self.client = link.client(GIVE_WAY_SECONDS)
         self.changes: deque[tuple[float, int]] = deque(maxlen=CHANGES)
         """When the index moved, and whereto."""
 
     def watch(self) -> Watch:
         def ask(index: int, wait: float) -> Answer:
+            self._pause(peeking=index > 0)
             return self.client.listing(self._link.name, index, wait)
 
-        return self._link.watch(
-            self.client,
-            ask,
-            self._take,
-            self._failed,
-            (TokenBucket(RATE, RATE, self._link.clock),),
-            TokenBucket(BYTES, BYTES, self._link.clock),
-        )
+        return self._link.watch(self.client, ask, self._take, self._failed, ())
+
+    def _pause(self, *, peeking: bool) -> None:
+        """Until the listing may be asked for again; what changes meanwhile is looked for as soon as the index shows it."""
+        until = self._link.clock() + max(self._asks.take(), self._bytes.take(self._size))
+        self._size = 0
+        while (left := until - self._link.clock()) > 0:
+            if self._link.stop.wait(min(left, PEEK_SECONDS) if peeking else left):
+                return
+            try:
+                if peeking:
+                    self._told_by_index(self.client.catalog_index(self._link.name))
+            except (TransientError, PermanentError) as error:
+                self._link.broke(error)
+                peeking = False
+
+    def _told_by_index(self, index: int) -> None:
+        if index != self._index:  # lower where Consul is another one, or a server lags
+            self._index = index
+            self.changes.append((self._link.clock(), index))
+            self._on_moved()
 
     def _take(self, answer: Answer) -> bool:
+        self._size = answer.size
         self._link.last_success = self._link.clock()
         self._link.conditions.set("listing", None)
-        moved = answer.index != self._index
-        self._index = answer.index
         self._link.gate.observe_listing(answer.index)
         state, before = decode.listing_of(answer), self._known
         came, gone = state.changes_since(before) if isinstance(state, Listing) else ([], [])
         if isinstance(state, Listing) and before is not None and not came and not gone:
             state = before  # the same object is quickly compared
         self._tell(state)
-        if moved:
-            self.changes.append((self._link.clock(), answer.index))
-            self._on_moved()
+        self._told_by_index(answer.index)
         if isinstance(state, Listing):
             self._known = state
             for service in (*came, *gone) if before is not None else ():

@@ -274,8 +274,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         beside it is the status of that one, 0 when there was no answer. One by one, 5,000 questions cost nine times
         the CPU: http.client cannot do this, hence the few lines of parsing in here.
         """
-        headers = {**headers, "Accept-Encoding": "identity"}
-        request = b"".join(self._encode("GET", self._target(path, params), headers) for path, params in targets)
+        request = self._encode_many(targets, {**headers, "Accept-Encoding": "identity"})
         key = wanted.lower().encode()
         found: list[str] = []
         status = 0
@@ -309,9 +308,22 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         return f"{target}?{urlencode(params)}" if params else target
 
     def _encode(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
+        return f"{method} {self._absolute}{target}{self._rest_of_head(headers)}".encode("latin-1")
+
+    def _encode_many(self, targets: Sequence[tuple[str, Params]], headers: Mapping[str, str]) -> bytes:
+        """Parameters that are those of the target before are encoded once: they are half of what a probe costs us."""
+        rest, head, known, query = self._rest_of_head(headers), f"GET {self._absolute}", None, ""
+        requests = []
+        for path, params in targets:
+            if params != known:
+                known, query = params, f"?{urlencode(params)}" if params else ""
+            requests.append(f"{head}{self._target(path, None)}{query}{rest}")
+        return "".join(requests).encode("latin-1")
+
+    def _rest_of_head(self, headers: Mapping[str, str]) -> str:
+        """A request's head after its target, the same for all that are sent with these headers."""
         fields = (f"{name}: {value}" for name, value in {**self._standing, **headers}.items())
-        lines = [f"{method} {self._absolute}{target} HTTP/1.1", *fields, "", ""]
-        return "\r\n".join(lines).encode("latin-1")
+        return "\r\n".join([" HTTP/1.1", *fields, "", ""])
 
     def _in_turn(self, exchange: Callable[[float], T]) -> T:
         """Do `exchange(deadline)` so that `interrupt` and `wake` reach it; once more if an idle connection was dead."""

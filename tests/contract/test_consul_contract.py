@@ -545,6 +545,26 @@ def test_a_nodes_index_moves_with_its_services_and_not_with_checks(side: Side) -
     assert index() == seen[-1]
 
 
+def test_the_catalogs_index_moves_with_every_service_and_not_with_checks(side: Side) -> None:
+    """It is asked for with a filter that no node fits, so nothing is listed."""
+    client = side.client()
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: side.register(),
+        lambda: side.register(port=81),
+        lambda: side.register("db", "vm-2"),
+        lambda: side.register("db", "vm-2", Meta={"a": "b"}),
+        lambda: side.deregister("db", "vm-2"),
+    )
+    seen = [client.catalog_index("dc1")]
+    for change in changes:
+        change()
+        seen.append(client.catalog_index("dc1"))
+        assert seen[-1] >= client.listing("dc1", mode=Mode.LEADER).index
+    assert seen == sorted(set(seen))
+    side.flip("critical")
+    assert client.catalog_index("dc1") == seen[-1]
+
+
 def test_a_nodes_services_carry_the_index_of_their_last_change(side: Side) -> None:
     client, node = side.client(), side.prefix + "vm-1"
     side.register()

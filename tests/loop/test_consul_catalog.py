@@ -114,6 +114,21 @@ def settled(consul: FakeConsul, seconds: float = 0.8) -> int:
             return before
 
 
+def test_changes_that_nothing_names_do_not_wait_for_the_next_listing(recorder: Recorder) -> None:
+    """It is dear, so it is asked for twice a second; in between its index alone says that something changed."""
+    with filled(recorder, 120) as (consul, _, _queries):
+        settled(consul)
+        before, began = len(consul.requests), time.monotonic()
+        for n in range(110, 118):
+            consul.register(f"s{n}", f"vm-{n % 10}", f"10.0.0.{n % 10 + 1}", 9000)
+            assert becomes(recorder, Query("dc1", f"s{n}"), port=9000)
+        took = time.monotonic() - began
+        asked = [r for r in consul.requests[before:] if r.path == "/v1/catalog/services"]
+        listings = [r for r in asked if "node-meta" not in r.params]
+        assert took < 2.0, "eight listings, two of them at once and two a second, take three"
+        assert len(listings) <= 2 * took + 3
+
+
 # --------------------------------------------------------------------------- few services: a watch each
 
 

@@ -598,6 +598,8 @@ def _is_health(data: list[Json]) -> bool:
 
 def _filtered(data: Any, params: Params) -> Any:
     tag, expression = params.get("tag"), params.get("filter", "")
+    if "node-meta" in params:  # of the nodes, none of which has any that is asked for
+        return {}
     if isinstance(data, list) and tag:
         data = [e for e in data if tag in e["Service"]["Tags"]]
     match = FILTER.match(expression)

@@ -112,6 +112,13 @@ def test_a_probe_has_the_index_of_the_service_and_no_data(consul: FakeConsul, cl
     ]
 
 
+def test_the_catalogs_index_is_had_without_its_services(consul: FakeConsul, client: ConsulClient) -> None:
+    consul.register("web", "vm", "10.0.0.1", 80)
+    assert client.catalog_index("dc1") == client.listing("dc1").index
+    (probe,) = [r for r in consul.requests if "node-meta" in r.params]
+    assert (probe.path, "index" in probe.params, "stale" in probe.params) == ("/v1/catalog/services", False, False)
+
+
 def test_a_node_probe_has_the_index_of_the_node(consul: FakeConsul, client: ConsulClient) -> None:
     consul.register("web", "vm", "10.0.0.1", 80)
     assert client.probe_nodes(["vm"], "dc1") == [client.node_services("vm", "dc1").index]

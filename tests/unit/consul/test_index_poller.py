@@ -217,19 +217,81 @@ def test_a_service_whose_probe_is_refused_counts_as_moved() -> None:
     assert field.moved == ["s1"]
 
 
-def test_many_wishes_are_one_poll_and_one_more_after_it() -> None:
+def first_piece(field: Field) -> list[str]:
+    """Ask for what is due first."""
+    field.probes.asked = []
+    field.jobs.waiting.popleft()(cast(ConsulClient, field.probes))
+    return field.probes.asked
+
+
+def test_many_wishes_before_anything_was_asked_are_one_poll() -> None:
     field = Field(services=PIECE * 3, nodes=None)
-    field.poller.poll_changed()
     for _ in range(10):
         field.poller.poll_changed()
-    assert len(field.jobs.waiting) == 3
+    assert len(field.poll(field.poller.tick)) == PIECE * 3
+    assert (field.poller.polled, field.poller.pending, field.jobs.later) == (1, False, [])
+
+
+def test_a_change_during_a_poll_does_not_wait_for_its_end() -> None:
+    """What was asked for before the change comes round again, behind all that was not, and the poll saw the change."""
+    field = Field(services=PIECE * 4, nodes=None)
+    field.poller.poll_changed()
+    before = [*first_piece(field), *first_piece(field)]
+    field.clock.now += 0.1
+    field.probes.services[before[0]] = field.probes.services["s127"] = 8
+    changed_at = field.clock.now
     field.poll()
-    assert field.poller.polled == 1
-    assert field.jobs.later  # the other one, when it is time
-    field.clock.now += 1
-    field.poll(field.poller.tick)
-    assert field.poller.polled == 2
-    assert not field.poller.pending
+    after = field.probes.asked
+    assert (sorted(after[: PIECE * 2]), sorted(after[PIECE * 2 :])) == (
+        sorted({e.query.service for e in field.subscriptions} - set(before)),
+        sorted(before),
+    )
+    assert sorted(field.moved) == sorted({before[0], "s127"})
+    assert (field.poller.polled, field.poller.polled_from, field.poller.pending) == (1, changed_at, False)
+
+
+def test_what_is_being_asked_for_when_something_changes_is_asked_once_more() -> None:
+    field = Field(services=PIECE, nodes=None)
+
+    def change() -> None:
+        field.probes.take = lambda: None
+        field.poller.poll_changed()
+
+    field.poller.poll_changed()
+    field.probes.take = change
+    first_piece(field)
+    assert (field.poller.polled, field.poller.pending) == (0, True)
+    assert len(first_piece(field)) == PIECE
+    assert (field.poller.polled, field.poller.pending) == (1, False)
+
+
+@pytest.mark.parametrize("why", ["a verification waits", "the budget is spent"])
+def test_a_poll_ends_all_the_same(why: str) -> None:
+    """Then another one follows, when it is time."""
+    field = Field(services=PIECE * 2, nodes=None)
+    field.poller.poll_changed()
+    if why == "the budget is spent":
+        field.probes.take = lambda: setattr(field.clock, "now", field.clock.now + 4.0)
+    first_piece(field)
+    field.probes.take = lambda: None
+    if why == "a verification waits":
+        field.poller.audit()
+    field.poller.poll_changed()
+    assert len(first_piece(field)) == PIECE
+    assert (field.poller.polled, field.poller.pending, len(field.jobs.waiting)) == (1, True, 0)
+    assert field.jobs.later
+
+
+def test_those_that_changed_last_are_asked_first() -> None:
+    field = Field(services=1000, nodes=300)
+    assert field.node_names is not None
+    field.poll()
+    for n, node in enumerate(("vm-250", "vm-99", "vm-7")):
+        field.probes.nodes[node] = 100 + n
+    field.poll()
+    field.node_names.append("vm-new")
+    field.poller.poll_changed()
+    assert first_piece(field)[:4] == ["vm-new", "vm-7", "vm-99", "vm-250"]
 
 
 def test_a_poll_that_failed_rests_and_goes_on() -> None:
