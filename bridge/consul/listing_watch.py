@@ -61,7 +61,7 @@ class ListingWatch:
         return self._link.watch(self.client, ask, self._take, self._failed, ())
 
     def _pause(self, *, peeking: bool) -> None:
-        """Until the listing may be asked for again; what changes meanwhile is looked for as soon as the index shows it."""
+        """Until the listing may be asked for again; the index shows what changes meanwhile."""
         until = self._link.clock() + max(self._asks.take(), self._bytes.take(self._size))
         self._size = 0
         while (left := until - self._link.clock()) > 0:
