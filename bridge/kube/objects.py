@@ -49,6 +49,7 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.core.normalize import truncate
+from bridge.core.ownership import KEEP
 from bridge.core.ports import app_protocol_field
 from bridge.core.reasons import Code, Reason
 from bridge.core.slice_union import POD_CONTROLLER
@@ -475,7 +476,7 @@ def _refusals(content: Mapping[str, Any], namespace: str) -> Iterable[Reason]:
 
 
 def _bare(meta: Meta) -> Meta:
-    """What names an object. A mirrored slice has copies of our labels, which do not make it ours."""
+    """What names an object, and whether a user keeps it. A mirrored slice has copies of our labels, and is not ours."""
     return Meta(
         kind=meta.kind,
         namespace=meta.namespace,
@@ -483,6 +484,7 @@ def _bare(meta: Meta) -> Meta:
         uid=meta.uid,
         resource_version=meta.resource_version,
         owner=None,
+        ownership=tuple(pair for pair in meta.ownership if pair[0] == KEEP),
         deleting=meta.deleting,
     )
 

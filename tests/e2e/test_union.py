@@ -195,8 +195,14 @@ def test_a_slice_made_by_hand_and_a_mirror_that_is_gone_are_told(
     in_sync, found, detail, _ = status(sync, rule)
     assert (in_sync, found) == (False, "out_of_sync")
     assert f"{name}-by-hand (without a manager)" in detail
-    kube.delete(f"{path}/{name}-by-hand")
+    kept = {"metadata": {"annotations": {"consul-bridge/keep": "true"}}}
+    kube.json("PATCH", f"{path}/{name}-by-hand", kept, MERGE)  # its user wants it there
     eventually(lambda: state(running), (1, 0, 0), 60)
+    assert status(sync, rule)[:2] == (True, "in_sync")
+    explained = running.get(f"/service/{namespace}/{name}")[1].decode()
+    assert f"{name}-by-hand, which no bridge writes, has 10.77.9.9:8080" in explained
+    kube.delete(f"{path}/{name}-by-hand")
+    eventually(lambda: f"{name}-by-hand" in running.get(f"/service/{namespace}/{name}")[1].decode(), False, 60)
 
     no_mirror()
     consul.register(name, f"{prefix}vm-2", "10.77.1.2", 8080)

@@ -413,6 +413,16 @@ def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
     assert found.group.ports == (Port("", 0),)
 
 
+def test_of_a_slice_of_others_only_its_name_and_the_wish_to_keep_it_are_read() -> None:
+    """The control plane copies our labels to its mirrors, which are not ours for that."""
+    marks = {"consul-bridge/keep": "true", "consul-bridge/service": "web"}
+    labels = {objects.SERVICE_NAME: "web", objects.MANAGED_BY: objects.MANAGER, objects.OWNER: "default"}
+    raw = {"metadata": {"name": "x", "labels": labels, "annotations": marks}, "addressType": "IPv4"}
+    found = objects.decode_slice(raw)
+    assert found is not None
+    assert (found.meta.owner, found.meta.ownership) == (None, (("consul-bridge/keep", "true"),))
+
+
 @pytest.mark.parametrize(
     "change", [{"addressType": "FQDN"}, {"addressType": None}, {"addressType": ["IPv4"]}, {"metadata": {"name": "x"}}]
 )
