@@ -209,7 +209,9 @@ def build(
             current = informer.current(target)
             return current.endpoints is not None or bool(current.slices)
 
-        scheduler = Scheduler(queue, judge=judge, exists=exists, recheck_seconds=WINDOW_SECONDS)
+        scheduler = Scheduler(
+            queue, judge=judge, exists=exists, recheck_seconds=WINDOW_SECONDS, blocked=informer.blocked
+        )
         owned = OwnedTargets(
             planner=planner,
             informer=informer,

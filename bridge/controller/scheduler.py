@@ -10,14 +10,17 @@ import threading
 from collections.abc import Callable, Collection
 
 from bridge.controller.workqueue import WorkQueue
-from bridge.core.model import Plan, Target
+from bridge.core.model import Kind, Plan, Target
 
 LATER = 2
 """Queue priority of what leaves a service without ready endpoints: after everything else."""
 
 
 class Scheduler:
-    """Queues targets. `judge` shows several to the guard; `exists`: a target has Endpoints or slices. Any thread."""
+    """Queues targets. `judge` shows several to the guard; `exists`: a target has Endpoints or slices. Any thread.
+
+    `blocked` learns whether the Endpoints of another owner stand in the way at a target.
+    """
 
     def __init__(
         self,
@@ -26,11 +29,13 @@ class Scheduler:
         judge: Callable[[Collection[Target]], object],
         exists: Callable[[Target], bool],
         recheck_seconds: float,
+        blocked: Callable[[Target, bool], None],
     ) -> None:
         self._queue = queue
         self._judge = judge
         self._exists = exists
         self._recheck_seconds = recheck_seconds
+        self._blocked = blocked
         self._lock = threading.Lock()
         self._early: set[Target] = set()
         self._passed = threading.Event()
@@ -69,6 +74,7 @@ class Scheduler:
         self._queue.add(target, priority=0 if self._exists(target) else 1)
 
     def recheck_deviations(self, plan: Plan) -> None:
-        """Plan a target once more when the window of its deviations is over."""
+        """Plan a target once more when the window of its deviations is over, or what is in its way has changed."""
+        self._blocked(plan.target, any(conflict.kind is Kind.ENDPOINTS for conflict in plan.conflicts))
         if plan.deviations_recent:
             self._queue.add(plan.target, priority=LATER, delay_seconds=self._recheck_seconds)

@@ -69,6 +69,9 @@ UNWANTED_SECONDS = 300.0
 """How soon the bridge asks again whether it may list HTTPRoutes that no rule asks for."""
 LEFTOVER_SECONDS = 10.0
 """How often the bridge checks whether slices that pods left behind are gone: no watch covers them."""
+BLOCKED_SECONDS = (2.0, 60.0)
+"""How soon the bridge checks Endpoints of others that are in its way, and how often at most and at least: no watch
+covers them. Deleting their Service takes them along a moment later."""
 NAMES_LENGTH = 4000
 """Characters of Services' names in one question: every proxy passes a URL of this length."""
 
@@ -545,6 +548,10 @@ class Informer:
         found = stored if isinstance(stored, objects.Decoded) else None
         self._store.note_stored(change, found)
 
+    def blocked(self, target: Target, by_endpoints: bool) -> None:
+        """Whether Endpoints of another owner are in the way at a target: `on_change` is called when they change."""
+        self._refresher.blocked(target, by_endpoints)
+
     # ------------------------------------------------------------------ full passes
 
     def refresh(self, timeout: float = 5.0) -> bool:
@@ -600,6 +607,8 @@ class _Relister:
         self._has_routes = has_routes
         self._looked: set[str | None] = set()
         self._freed: set[Target] = set()
+        self._blocked: dict[Target, Meta | None] = {}
+        self._blocked_wait_seconds = BLOCKED_SECONDS[0]
         self._wanted = threading.Event()
         self._changed = threading.Condition()
         self._asked = 0
@@ -617,6 +626,40 @@ class _Relister:
             self._wanted.set()
             self._changed.wait_for(lambda: self.done >= mine or self._shared.stop.is_set(), timeout)
             return self.done >= mine
+
+    def blocked(self, target: Target, by_endpoints: bool) -> None:
+        """As `Informer.blocked`."""
+        if by_endpoints == (target in self._blocked):  # mostly
+            return
+        with self._changed:
+            if by_endpoints:
+                self._blocked[target] = self._shared.store.foreign_at(target)
+                self._blocked_wait_seconds = BLOCKED_SECONDS[0]
+                self._wanted.set()
+            else:
+                self._blocked.pop(target, None)
+
+    def _pause(self) -> float | None:
+        """How long the thread may wait when nothing calls it."""
+        waits = [LEFTOVER_SECONDS] if self._shared.store.with_leftovers() else []
+        with self._changed:
+            if self._blocked:
+                waits.append(self._blocked_wait_seconds)
+                self._blocked_wait_seconds = min(2 * self._blocked_wait_seconds, BLOCKED_SECONDS[1])
+        return min(waits, default=None)
+
+    def _look_at_blocking(self, namespace: str | None) -> None:
+        """Read the Endpoints of others again where they are in the way."""
+        with self._changed:
+            before = {t: meta for t, meta in self._blocked.items() if namespace in (None, t.namespace)}
+        if not before:
+            return
+        _fill(self._shared.client, self._shared.store, None, namespace)
+        now = {target: self._shared.store.foreign_at(target) for target in before}
+        with self._changed:
+            self._blocked.update({target: now[target] for target in before if target in self._blocked})
+        for target in sorted(target for target in before if now[target] != before[target]):
+            self._shared.on_change(target)
 
     def wake(self) -> None:
         """Let the thread look for what was never listed, and everyone who waits for it at the stop event."""
@@ -639,7 +682,7 @@ class _Relister:
             with self._changed:
                 self.done = asked
                 self._changed.notify_all()
-            self._wanted.wait(LEFTOVER_SECONDS if self._shared.store.with_leftovers() else None)
+            self._wanted.wait(self._pause())
 
     def _round(self, whole: bool) -> BridgeError | None:
         """List what was never listed, or (`whole`) everything; what may not be listed delays nothing else."""
@@ -651,6 +694,7 @@ class _Relister:
                     continue
                 try:
                     self._look_for_leftovers(namespace, whole=whole)
+                    self._look_at_blocking(namespace)
                     if self.synced[namespace].is_set() and not whole:
                         continue
                     _fill(self._shared.client, self._shared.store, None, namespace)

@@ -123,6 +123,11 @@ class Store:
         with self._lock:
             return set(self._owned)
 
+    def foreign_at(self, target: Target) -> Meta | None:
+        """The Endpoints at a target that no bridge manages."""
+        with self._lock:
+            return self._foreign.get(target)
+
     def total_ready(self) -> int:
         """Ready endpoints over all targets of ours (with Endpoints and slices side by side: the larger number)."""
         with self._lock:

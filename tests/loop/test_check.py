@@ -19,6 +19,7 @@ from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
 from bridge.core.reasons import Code, code_of
 from bridge.errors import ForbiddenError
+from bridge.kube import informer
 from bridge.oneshot.check import check
 from bridge.oneshot.inspection import explain_once, status_once
 from bridge.oneshot.probe import Probe
@@ -149,6 +150,25 @@ def test_a_mistake_in_a_rule_holds_what_a_pass_wrote_before(both: Both) -> None:
     assert (report.summary.changes, exit_status(report, False, False)) == (0, 3)
     assert "shop (bridge.yaml:2:5): `services` has wbe, which matches nothing" in report.held[0].reason
     assert both.report(typed, force=True).summary.delete == 3
+
+
+def test_endpoints_in_the_way_that_go_or_are_handed_over_are_noticed_without_a_resync(
+    both: Both, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    """No watch covers what others have: a Service that a user deletes leaves its Endpoints for a moment."""
+    monkeypatch.setattr(informer, "BLOCKED_SECONDS", (0.1, 0.2))
+    both.consul.register("far", "vm-9", "10.0.0.9", 80)
+    for name in ("web", "far"):
+        metadata: Json = {"name": name, "namespace": "default"}
+        both.kube.put("endpoints", {"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": []})
+    with running(Controller(**both.sides, rules=(Rule(),), options=quick_options()), 20) as bridge:
+        eventually(lambda: bridge.status()["report"]["summary"]["conflicts"], 2)
+        both.kube.remove("endpoints", "default", "web")
+        metadata = {"name": "far", "namespace": "default", "annotations": {"consul-bridge/adopt": "true"}}
+        both.kube.put("endpoints", {"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": []})
+        eventually(lambda: both.kube.ready_addresses("default", "web"), ["10.0.0.1"])
+        eventually(lambda: both.kube.ready_addresses("default", "far"), ["10.0.0.9"])
+        assert bridge.status()["report"]["summary"]["conflicts"] == 0
 
 
 def _moving(both: Both) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
