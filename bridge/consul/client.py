@@ -31,6 +31,7 @@ from bridge.consul.credentials import moment
 from bridge.consul.transport import Interrupted, Params, TooLarge, Transport
 from bridge.core.model import UNADDRESSABLE, Query
 from bridge.errors import CancelledError, PermanentError, TransientError
+from bridge.json_shape import Shape
 
 STREAMING = "streaming"
 """The backend whose answers say nothing about the leader (docs/consul.md): blocking reads of one service's health."""
@@ -319,7 +320,7 @@ class ConsulClient:
         index: int,
         wait: float,
         mode: Mode,
-        shape: wire.Shape[Any],
+        shape: Shape[Any],
         extra: Params = (),
         expression: str = "",
     ) -> Answer:
@@ -342,7 +343,7 @@ class ConsulClient:
         index: int,
         wait: float,
         mode: Mode,
-        shape: wire.Shape[Any] = wire.ANYTHING,
+        shape: Shape[Any] = wire.ANYTHING,
         extra: Params = (),
         expression: str = "",
         *,
@@ -403,7 +404,7 @@ class ConsulClient:
         wait: float = 0.0,
         indexed: bool = True,
         timeout: float | None = None,
-        shape: wire.Shape[Any] = wire.ANYTHING,
+        shape: Shape[Any] = wire.ANYTHING,
     ) -> Answer:
         """Ask; once more where the token was refused and there is another one by now."""
         token = self._parts.credentials.token()
@@ -454,7 +455,7 @@ class ConsulClient:
             self._parts.wait_limit.answered(time.monotonic() - began)
         return response
 
-    def _envelope(self, asked: faults.RequestInfo, response: Any, indexed: bool, shape: wire.Shape[Any]) -> Answer:
+    def _envelope(self, asked: faults.RequestInfo, response: Any, indexed: bool, shape: Shape[Any]) -> Answer:
         headers = response.headers
         if response.code != 200:
             raise faults.of_answer(asked, response.code, headers, response.content)

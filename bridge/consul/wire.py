@@ -4,22 +4,19 @@ A structure names the fields that are read; msgspec passes over all others, whic
 weights, proxies). A field that may be odd without making the rest doubtful is `Any` here and judged in decode.py. What
 must be a text in every answer of Consul's is a text here, so that anything else makes the whole answer trouble.
 
-msgspec is stricter than Python's `json` in what no Consul sends and some proxy might (a byte order mark, NaN, half of a
-surrogate pair), so what it refuses is read by `json` and then put into the same structures.
+What msgspec refuses and `json` reads (`json_shape`) is put into the same structures.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
 from bridge.errors import TransientError
-
-T = TypeVar("T")
+from bridge.json_shape import Shape
 
 
 class MisshapenError(TransientError):
@@ -103,25 +100,16 @@ class NodeServices(Struct, gc=False):
     services: list[ServiceOnNode] | None = field(name="Services", default=None)
 
 
-class Shape(Generic[T]):
-    """What one kind of answer is read into."""
+def _shape(into: Any, mend: Callable[[Any], Any] = lambda data: data) -> Shape[Any]:
+    """Reads into `into`; `mend` is for JSON that does not fit, and may make it fit. Else MisshapenError is raised."""
 
-    def __init__(self, into: Any, mend: Callable[[Any], Any] = lambda data: data) -> None:
-        """`mend` is for JSON that does not fit `into`, and may make it fit."""
-        self.into = into
-        self.mend = mend
-        self.decoder = msgspec.json.Decoder(into)
-
-    def read(self, body: bytes | bytearray) -> T:
-        """Raises MisshapenError when it is other JSON than Consul's, ValueError or RecursionError when it is none."""
+    def convert(data: Any) -> Any:
         try:
-            return self.decoder.decode(body)  # type: ignore[no-any-return]
-        except (msgspec.MsgspecError, RecursionError):
-            data = json.loads(body.decode("utf-8-sig"))
-        try:
-            return msgspec.convert(self.mend(data), self.into)  # type: ignore[no-any-return]
+            return msgspec.convert(mend(data), into)
         except (msgspec.ValidationError, UnicodeError) as error:  # the latter: half a surrogate pair names a field
             raise MisshapenError(str(error)) from None
+
+    return Shape(into, convert)
 
 
 def _with_checks(data: Any) -> Any:
@@ -143,9 +131,9 @@ def _with_services(data: Any) -> Any:
     return {"Node": node if isinstance(node, dict) else None, "Services": listed}
 
 
-HEALTH: Shape[list[Entry]] = Shape(list[Entry], _with_checks)
-LISTING: Shape[dict[str, list[Any] | None]] = Shape(dict[str, list[Any] | None])
-CHECKS: Shape[list[StateCheck]] = Shape(list[StateCheck])
-NODES: Shape[list[NodeRow]] = Shape(list[NodeRow])
-ON_NODE: Shape[NodeServices | None] = Shape(NodeServices | None, _with_services)
-ANYTHING: Shape[Any] = Shape(Any)
+HEALTH: Shape[list[Entry]] = _shape(list[Entry], _with_checks)
+LISTING: Shape[dict[str, list[Any] | None]] = _shape(dict[str, list[Any] | None])
+CHECKS: Shape[list[StateCheck]] = _shape(list[StateCheck])
+NODES: Shape[list[NodeRow]] = _shape(list[NodeRow])
+ON_NODE: Shape[NodeServices | None] = _shape(NodeServices | None, _with_services)
+ANYTHING: Shape[Any] = _shape(Any)

@@ -7,10 +7,11 @@ by `json`, and judged there.
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypedDict
 
 import msgspec
+
+from bridge.json_shape import Shape
 
 _Fields = TypedDict("_Fields", {"f:metadata": Any, "f:spec": Any}, total=False)
 
@@ -72,27 +73,15 @@ class _Event(TypedDict, total=False):
     object: _Object
 
 
-_PAGE = msgspec.json.Decoder(_Page)
-_RAW_PAGE = msgspec.json.Decoder(_RawPage)
+page = Shape[Any](_Page).read
+"""A page of a list. Raises ValueError or RecursionError when it is no JSON."""
+raw_page = Shape[Any](_RawPage).read
+"""The same with its items not read yet: `identify` and `item` do that."""
+event = Shape[Any](_Event).read
+"""An event of a watch. Raises the same."""
+
 _IDENTIFIED = msgspec.json.Decoder(_Identified)
-_OBJECT = msgspec.json.Decoder(_Object)
-_EVENT = msgspec.json.Decoder(_Event)
-
-
-def page(body: bytes) -> Any:
-    """A page of a list. Raises ValueError or RecursionError when it is no JSON."""
-    try:
-        return _PAGE.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
-        return json.loads(body)
-
-
-def raw_page(body: bytes) -> Any:
-    """The same with its items not read yet: `identify` and `item` do that."""
-    try:
-        return _RAW_PAGE.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
-        return json.loads(body)
+_OBJECT = Shape[Any](_Object)
 
 
 def identify(raw: Any) -> tuple[tuple[str, str], int]:
@@ -106,17 +95,4 @@ def identify(raw: Any) -> tuple[tuple[str, str], int]:
 
 def item(raw: Any) -> Any:
     """An item of a `raw_page`, read as `page` reads it."""
-    if not isinstance(raw, msgspec.Raw):
-        return raw
-    try:
-        return _OBJECT.decode(raw)
-    except (msgspec.MsgspecError, RecursionError):
-        return json.loads(bytes(raw))
-
-
-def event(line: bytes) -> Any:
-    """An event of a watch. Raises ValueError or RecursionError when it is no JSON."""
-    try:
-        return _EVENT.decode(line)
-    except (msgspec.MsgspecError, RecursionError):
-        return json.loads(line)
+    return _OBJECT.read(raw) if isinstance(raw, msgspec.Raw) else raw

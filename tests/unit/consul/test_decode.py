@@ -15,11 +15,12 @@ from bridge.consul import decode, wire
 from bridge.consul.client import Answer
 from bridge.core.model import Instance, Known, Listing, NamedPort, Status, TaggedAddress, Unknown
 from bridge.errors import TransientError
+from bridge.json_shape import Shape
 from tests.unit.consul.builders import answer, read
 from tests.unit.core.builders import said
 
 PASSING, WARNING, CRITICAL = "passing", "warning", "critical"
-SHAPES: dict[Callable[[Answer], Any], wire.Shape[Any]] = {
+SHAPES: dict[Callable[[Answer], Any], Shape[Any]] = {
     decode.view_of: wire.HEALTH,
     decode.listing_of: wire.LISTING,
     decode.checks_of: wire.CHECKS,

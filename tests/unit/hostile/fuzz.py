@@ -23,10 +23,11 @@ with atheris.instrument_imports(include=["bridge"]):
     from bridge.core import normalize
     from bridge.core.model import Kind
     from bridge.errors import BridgeError
+    from bridge.json_shape import Shape
     from bridge.kube import objects
 
 
-READERS: tuple[tuple[Callable[[Answer], Any], wire.Shape[Any]], ...] = (
+READERS: tuple[tuple[Callable[[Answer], Any], Shape[Any]], ...] = (
     (decode.view_of, wire.HEALTH),
     (decode.listing_of, wire.LISTING),
     (decode.checks_of, wire.CHECKS),
