@@ -194,11 +194,6 @@ class Login:
                     self._log_in()
             return self._now is not None
 
-    def ends_in_seconds(self) -> float | None:
-        """How long the current token is still valid; None: it does not expire, or there is none."""
-        session = self._now
-        return None if session is None or session.ends_at is None else session.ends_at - self._clock()
-
     @property
     def failure(self) -> str | None:
         return str(self._failure[1]) if self._failure is not None else None

@@ -152,20 +152,6 @@ class WorkQueue(Generic[K]):
             while self._working:
                 self._returned.wait()
 
-    def wait_idle(self, timeout_seconds: float) -> bool:
-        """Wait until nothing is due and no worker holds a key; False at the timeout. Delayed keys do not count."""
-        deadline = self._clock() + timeout_seconds
-        with self._changed:
-            while not self._closed:
-                now = self._clock()
-                self._promote(now)
-                if not self._working and not any(due == 0.0 for _, due in self._waiting.values()):
-                    return True
-                if now >= deadline:
-                    return False
-                self._returned.wait(deadline - now)
-        return True
-
     def __len__(self) -> int:
         """Keys that wait, the delayed ones included; keys that a worker holds are not counted."""
         with self._changed:

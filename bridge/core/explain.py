@@ -7,7 +7,7 @@ to read the source to learn why an address is missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -202,7 +202,7 @@ def explain(
     if active is not None and active.name != datacenter:
         rows = tuple(_on_standby(row, active) for row in rows)
     rows = tuple(sorted(rows + _invalid(knowledge, unfiltered, rule), key=_in_order))
-    explained |= _pairs_of([fate for _, fate in alongside])
+    explained |= _pairs_of(fate for _, fate in alongside)
     others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
     return Explanation(
         service=service,
@@ -279,8 +279,8 @@ def _rows(
             return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
 
 
-def _pairs_of(fates: Sequence[InstanceDecision]) -> set[tuple[str, int]]:
-    return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports or NO_PORTS}
+def _pairs_of(fates: Iterable[InstanceDecision]) -> set[tuple[str, int]]:
+    return {(address, port.number) for fate in fates for address, port in fate.addresses}
 
 
 def _on_standby(row: Row, active: ActiveDatacenter) -> Row:
@@ -336,7 +336,7 @@ PORT_SELECTOR = "Service.Port"
 def _row(fate: InstanceDecision, rule: Rule, stands: Observed, carriers: Containers) -> Row:
     instance = fate.instance
     address, _ = choose_address(instance, rule.instances)
-    pairs = [(e.address, p.number) for _, e in fate.endpoints for p in fate.ports or NO_PORTS]
+    pairs = [(address, port.number) for address, port in fate.addresses]
     found = [stands.get(pair) for pair in pairs]
     return Row(
         instance=instance_name(instance),

@@ -84,6 +84,11 @@ class InstanceDecision:
     ports: tuple[Port, ...] = ()
     endpoints: tuple[tuple[Family, Endpoint], ...] = ()
 
+    @property
+    def addresses(self) -> list[tuple[str, Port]]:
+        """Each address that it is reached at, with each of its ports."""
+        return [(endpoint.address, port) for _, endpoint in self.endpoints for port in self.ports or NO_PORTS]
+
 
 Resolved = Mapping[str, tuple[str, ...]]
 """Host name -> addresses."""
@@ -446,7 +451,7 @@ def _damp(
     One pass (`waiting` None) has no history, and no later moment to act in: it lets no instance wait.
     """
     ready = ready_now(current) if current is not None else set()
-    stands = {id(d) for d in decisions if not ready.isdisjoint(_pairs_of(d))}
+    stands = {id(d) for d in decisions if not ready.isdisjoint(_listed_as(d))}
     listed = [d for d in decisions if d.endpoints]
     minimum = rules.min_ready.of(len(listed))
     healthy = [d for d in listed if d.disposition is Disposition.READY]
@@ -468,9 +473,9 @@ def _damp(
     if left >= minimum:
         return
     numbers = {"left": left, "count": len(listed), "minimum": rules.min_ready}
-    shared = {pair for d in healthy for pair in _pairs_of(d)}  # ready in Kubernetes for another one's sake
+    shared = {pair for d in healthy for pair in _listed_as(d)}  # ready in Kubernetes for another one's sake
     for decision in listed:
-        if decision.disposition is not Disposition.READY and not ready.isdisjoint(_pairs_of(decision) - shared):
+        if decision.disposition is not Disposition.READY and not ready.isdisjoint(_listed_as(decision) - shared):
             _turn(decision, ready=True, reason=Reason(Code.KEPT_READY, status=decision.instance.status, **numbers))
 
 
@@ -482,8 +487,8 @@ def _turn(decision: InstanceDecision, *, ready: bool, reason: Reason) -> None:
     decision.reason = reason
 
 
-def _pairs_of(decision: InstanceDecision) -> set[tuple[str, int, str]]:
-    return {(e.address, p.number, p.protocol) for _, e in decision.endpoints for p in decision.ports or NO_PORTS}
+def _listed_as(decision: InstanceDecision) -> set[tuple[str, int, str]]:
+    return {(address, port.number, port.protocol) for address, port in decision.addresses}
 
 
 def _kept_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:

@@ -223,11 +223,6 @@ class KubeClient:
         self._family.leave(self)
 
     @property
-    def open_connections(self) -> int:
-        """Connections that are open now, idle ones included."""
-        return len(self._sockets)
-
-    @property
     def streams(self) -> int:
         with self._lock:
             pools = self._pools

@@ -211,9 +211,6 @@ def test_a_login_is_renewed_before_its_token_ends(strict: Lab, issuer: Issuer, t
         with strict.raw_consul() as consul:
             client.listing()
             first = logins(consul, "cluster")
-            ends = login.ends_in_seconds()
-            assert ends is not None
-            assert 50 < ends <= 60
             skipped = 30.0
             client.listing()
             assert logins(consul, "cluster") == first

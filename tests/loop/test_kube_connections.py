@@ -211,12 +211,12 @@ def test_a_replaced_client_certificate_is_used_at_once_and_watches_follow(
         thread.start()
         assert opened.wait(20)
         client.version()
-        before = client.open_connections
+        before = len(client._sockets)
         files.give("new")
         thread.join(20)
         assert ended == ["{}", "end"]
         client.version()
-        assert client.open_connections < before + 1
+        assert len(client._sockets) < before + 1
         client.close()
     assert [name for name, path in seen if path == "/watch"] == ["old"]
     assert [name for name, path in seen if path == "/version"][-1] == "new"
