@@ -56,7 +56,7 @@ def parts_of(bridge: Controller) -> Parts:
 
 
 def is_idle(bridge: Controller) -> bool:
-    """Whether nothing is due and no worker has a target in hand: a further one would begin at once, alone."""
+    """Whether nothing is due and no worker has a target: a further one would begin at once, alone."""
     queue, other = parts_of(bridge).queue, Target("any", "other")
     claimed = queue.claim(other, at_most=1)
     if claimed:
