@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from bridge.consul.catalog import Catalog
 from bridge.consul.subscriptions import InlineExecutor
@@ -39,77 +40,66 @@ class ConsulHealth:
         return any(datacenter not in self.unreachable for datacenter in datacenters)
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class ConsulSide:
     """The catalog's listener. `ready_targets` are targets of ours with ready endpoints. Any thread."""
 
-    def __init__(
-        self,
-        *,
-        planner: Planner,
-        ready_targets: Callable[[], Mapping[Target, Scope]],
-        scheduler: Scheduler,
-        pending: PendingChanges,
-        workers: Workers,
-        kubernetes_events: KubernetesEventObserver | None,
-        health: ConsulHealth,
-        observer: Observer,
-        clock: Callable[[], float],
-        wake: threading.Event,
-    ) -> None:
-        self._planner = planner
-        self._ready_targets = ready_targets
-        self._scheduler = scheduler
-        self._pending = pending
-        self._workers = workers
-        self._kubernetes_events = kubernetes_events
-        self._health = health
-        self._observer = observer
-        self._clock = clock
-        self._wake = wake
+    planner: Planner
+    ready_targets: Callable[[], Mapping[Target, Scope]]
+    scheduler: Scheduler
+    pending: PendingChanges
+    workers: Workers
+    kubernetes_events: KubernetesEventObserver | None
+    health: ConsulHealth
+    observer: Observer
+    clock: Callable[[], float]
+    wake: threading.Event
+
+    def __post_init__(self) -> None:
         self._compared: set[str] | None = None
 
     # ------------------------------------------------------------------ what the catalog says
 
     def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:
         """A datacenter's services were listed, or could not be."""
-        with self._planner.lock:
-            targets = self._planner.world.on_listing(datacenter, listing, self._clock())
+        with self.planner.lock:
+            targets = self.planner.world.on_listing(datacenter, listing, self.clock())
             if self._compared is not None and datacenter not in self._compared and isinstance(listing, Listing):
                 self._mark_suspect((datacenter,), "at its first answer")
-        self._scheduler.schedule(targets)
-        self._wake.set()
+        self.scheduler.schedule(targets)
+        self.wake.set()
 
     def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
         """A service was read, or could not be. With `lend` the caller writes the result if no other work is due."""
-        with self._planner.lock:
-            targets = self._planner.world.on_view(query, state, self._clock())
-            fed = self._planner.world.fed_by(query) if self._kubernetes_events is not None else ()
-        if self._kubernetes_events is not None:
-            self._kubernetes_events.read(query, state, fed)
-        if not self._scheduler.first_pass_done:
-            self._scheduler.schedule(targets)
-            self._wake.set()
+        with self.planner.lock:
+            targets = self.planner.world.on_view(query, state, self.clock())
+            fed = self.planner.world.fed_by(query) if self.kubernetes_events is not None else ()
+        if self.kubernetes_events is not None:
+            self.kubernetes_events.read(query, state, fed)
+        if not self.scheduler.first_pass_done:
+            self.scheduler.schedule(targets)
+            self.wake.set()
             return
         for target in targets:
-            self._pending.seen(target, seen)
+            self.pending.seen(target, seen)
         if lend is not None and len(targets) == 1:
             (target,) = targets
-            if self._workers.run_inline(target, lend):
+            if self.workers.run_inline(target, lend):
                 return
-        self._scheduler.schedule(targets)
+        self.scheduler.schedule(targets)
 
     def on_rebuilt(self, datacenter: str) -> None:
         """Consul's index went backwards: it was rebuilt or restored, and may be missing what it had."""
-        with self._planner.lock:
-            self._planner.guard.rebuilt(datacenter, self._clock())
+        with self.planner.lock:
+            self.planner.guard.rebuilt(datacenter, self.clock())
 
     def on_trouble(self, datacenter: str, reason: str | None) -> None:
         """A datacenter cannot be asked (`reason`), or can again (None)."""
-        self._health.report(datacenter, reason)
+        self.health.report(datacenter, reason)
 
     def on_mismatch(self, query: Query, reason: str) -> None:
         """Consul's streaming backend showed a service otherwise than its catalog."""
-        self._observer.changed(StreamingMismatch(query, reason))
+        self.observer.changed(StreamingMismatch(query, reason))
 
     # ------------------------------------------------------------------ a Consul that may have been rebuilt
 
@@ -117,16 +107,16 @@ class ConsulSide:
         """Before the first pass: check whether Consul lists most of what is mirrored; a datacenter that has not
         answered yet is checked at its first answer.
         """
-        with self._planner.lock:
+        with self.planner.lock:
             self._compared = set()
-            self._mark_suspect(self._planner.world.listed_datacenters(), "at our start")
+            self._mark_suspect(self.planner.world.listed_datacenters(), "at our start")
 
     def compare_freed(self, namespaces: Collection[str]) -> None:
         """The same for the scopes that include these namespaces, now that they can be read."""
-        with self._planner.lock:
+        with self.planner.lock:
             if self._compared is not None:
                 what = "when its namespaces could be read"
-                self._mark_suspect(self._planner.world.listed_datacenters(), what, namespaces)
+                self._mark_suspect(self.planner.world.listed_datacenters(), what, namespaces)
 
     def _mark_suspect(self, datacenters: Collection[str], when: str, freed: Collection[str] = ()) -> None:
         """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while no bridge watched it.
@@ -137,9 +127,9 @@ class ConsulSide:
         is planned before.
         """
         together: dict[Scope, set[Target]] = {}
-        for target, scope in self._ready_targets().items():
+        for target, scope in self.ready_targets().items():
             together.setdefault(scope, set()).add(target)
-        world, now = self._planner.world, self._clock()
+        world, now = self.planner.world, self.clock()
         for scope, targets in together.items():
             if freed and not any(target.namespace in freed for target in targets):
                 continue
@@ -147,7 +137,7 @@ class ConsulSide:
                 missing, owned = world.missing(datacenter, targets)
                 if missing * 2 > owned:
                     sign = f"{when} it lists {owned - missing} of the {owned} services that are mirrored"
-                    self._planner.guard.rebuilt(datacenter, now, sign, scope)
+                    self.planner.guard.rebuilt(datacenter, now, sign, scope)
         if self._compared is not None:
             self._compared.update(datacenters)
 

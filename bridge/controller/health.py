@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from bridge.consul.access import warnings_of
@@ -20,101 +21,86 @@ from bridge.pipeline.planner import Planner
 from bridge.pipeline.slice_rights import SliceRights
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class Health:
     """Asks the parts. Any thread."""
 
-    def __init__(
-        self,
-        *,
-        consul: ConsulConfig,
-        consul_health: ConsulHealth,
-        catalog: Catalog,
-        client: KubeClient,
-        informer: Informer,
-        breaker: CircuitBreaker,
-        planner: Planner,
-        leadership: Leadership,
-        conflicting: ConflictingWriters,
-        slice_rights: SliceRights,
-        labels: NamespaceLabels | None,
-        nodes: NodeAddresses,
-    ) -> None:
-        self._consul = consul
-        self._consul_health = consul_health
-        self._catalog = catalog
-        self._client = client
-        self._informer = informer
-        self._breaker = breaker
-        self._planner = planner
-        self._leadership = leadership
-        self._conflicting = conflicting
-        self._slice_rights = slice_rights
-        self._labels = labels
-        self._nodes = nodes
+    consul: ConsulConfig
+    consul_health: ConsulHealth
+    catalog: Catalog
+    client: KubeClient
+    informer: Informer
+    breaker: CircuitBreaker
+    planner: Planner
+    leadership: Leadership
+    conflicting: ConflictingWriters
+    slice_rights: SliceRights
+    labels: NamespaceLabels | None
+    nodes: NodeAddresses
 
     def kubernetes(self) -> str | None:
         """Why the API server cannot be used as it should be; None while it can."""
-        return self._breaker.trouble or self._informer.trouble()
+        return self.breaker.trouble or self.informer.trouble()
 
     def readiness(self, *, first_pass_done: bool) -> tuple[bool, dict[str, Any]]:
         """Whether the first full pass is done and both sides were seen lately, with the detail."""
-        leadership, kubernetes = self._leadership.status(), self.kubernetes()
-        detail: dict[str, Any] = starting(first_pass_done, self._consul_health, kubernetes or "ok")
+        leadership, kubernetes = self.leadership.status(), self.kubernetes()
+        detail: dict[str, Any] = starting(first_pass_done, self.consul_health, kubernetes or "ok")
         if leadership is not None:
             detail["election"] = leadership
-        if forbidden := self._slice_rights.forbidden():
+        if forbidden := self.slice_rights.forbidden():
             detail["endpointslices_forbidden"] = forbidden
-        if forbidden_namespaces := dict(self._planner.unreadable):
+        if forbidden_namespaces := dict(self.planner.unreadable):
             detail["forbidden_namespaces"] = forbidden_namespaces
-        if warnings := [*warnings_of(self._consul), *self._remarks()]:
+        if warnings := [*warnings_of(self.consul), *self._remarks()]:
             detail["warnings"] = warnings
         if conflicting_writer := self._conflicting_writer():
             detail["conflicting_writer"] = conflicting_writer
         if first_pass_done:
-            with self._planner.lock:
-                detail["held"] = [f"{h.target}: {h.reason}" for h in self._planner.guard.active()]
+            with self.planner.lock:
+                detail["held"] = [f"{h.target}: {h.reason}" for h in self.planner.guard.active()]
         elected = leadership is None or leadership["error"] is None
-        return first_pass_done and not self._consul_health.unreachable and kubernetes is None and elected, detail
+        return first_pass_done and not self.consul_health.unreachable and kubernetes is None and elected, detail
 
     def tell(self, states: StateChanges) -> None:
         reason = self.kubernetes()
         states.kubernetes(reason is None, reason or "")
-        with self._planner.lock:
-            held = self._planner.guard.active()
-        states.held(held, self._leadership.leads)
-        errors = self._planner.read_errors()
-        with self._planner.lock:
-            annotated = self._planner.world.asked_by_annotation_alone(errors)
+        with self.planner.lock:
+            held = self.planner.guard.active()
+        states.held(held, self.leadership.leads)
+        errors = self.planner.read_errors()
+        with self.planner.lock:
+            annotated = self.planner.world.asked_by_annotation_alone(errors)
         states.service_read_errors(errors, annotated)
         labels = self._labels_trouble()
-        routes = self._informer.routes_unread()
-        states.warned((*self._catalog.warnings(), *labels, *routes, *self._rule_remarks()))
-        states.unreadable(dict(self._planner.unreadable))
-        states.slices_forbidden(self._slice_rights.forbidden())
+        routes = self.informer.routes_unread()
+        states.warned((*self.catalog.warnings(), *labels, *routes, *self._rule_remarks()))
+        states.unreadable(dict(self.planner.unreadable))
+        states.slices_forbidden(self.slice_rights.forbidden())
         states.conflicting_writer(self._conflicting_writer())
-        states.credentials(self._client.trouble)
+        states.credentials(self.client.trouble)
 
     def _conflicting_writer(self) -> str:
-        return self._leadership.conflicting_writer() or self._conflicting.reason()
+        return self.leadership.conflicting_writer() or self.conflicting.reason()
 
     def _remarks(self) -> list[str]:
         """What does not stop the work now, and should be known by who looks at the readiness."""
-        trouble = self._nodes.trouble
+        trouble = self.nodes.trouble
         nodes = f"addresses of the cluster's nodes may be out of date: {trouble}" if trouble else ""
         return [
-            *remarks_of(self._client),
+            *remarks_of(self.client),
             *self._labels_trouble(),
-            *self._informer.routes_unread(),
+            *self.informer.routes_unread(),
             *filter(None, (nodes,)),
             *self._rule_remarks(),
         ]
 
     def _rule_remarks(self) -> tuple[str, ...]:
-        with self._planner.lock:
-            return self._planner.world.rule_remarks()
+        with self.planner.lock:
+            return self.planner.world.rule_remarks()
 
     def _labels_trouble(self) -> tuple[str, ...]:
-        return (self._labels.trouble,) if self._labels is not None and self._labels.trouble else ()
+        return (self.labels.trouble,) if self.labels is not None and self.labels.trouble else ()
 
 
 def starting(first_pass_done: bool, consul: ConsulHealth, kubernetes: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def drop_events() -> None:
     real = ConsulSide.on_view
 
     def on_view(self: ConsulSide, *arguments: Any) -> None:
-        if not self._scheduler.first_pass_done:
+        if not self.scheduler.first_pass_done:
             real(self, *arguments)
 
     setattr(ConsulSide, "on_view", on_view)  # noqa: B010 - as above
