@@ -18,18 +18,7 @@ from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.annotated import Refusal, request_at
 from bridge.core.guard import Guard
-from bridge.core.model import (
-    NO_NODES,
-    SERVICE_KINDS,
-    Kind,
-    Knowledge,
-    Listing,
-    Plan,
-    Query,
-    Rule,
-    Target,
-    Unknown,
-)
+from bridge.core.model import NO_NODES, SERVICE_KINDS, Kind, Knowledge, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Reason
 from bridge.core.reconcile import Draft, Surroundings, names_at, observe, reconcile
 from bridge.core.rule_matches import unmatched
@@ -123,7 +112,7 @@ class Loaded:
         self.annotated = options.annotated
         self.nodes = NO_NODES
         self.kubernetes_trouble = ""
-        self._consul, self._kube = consul, kube
+        self.consul, self.kube = consul, kube
         self._resolver: Resolver[Target] = Resolver(options.resolver)
         self._slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: ()
 
@@ -137,7 +126,7 @@ class Loaded:
     def connect(self) -> KubeClient:
         """Get ready to read Kubernetes."""
         self.say("reading Kubernetes", 0, 0)
-        self._client = KubeClient(self._kube, kube_warning)
+        self._client = KubeClient(self.kube, kube_warning)
         return self._client
 
     def read_kubernetes(
@@ -145,7 +134,7 @@ class Loaded:
     ) -> None:
         """List all that is ours or concerns us; a namespace that may not be listed is the store's `unreadable`."""
         client, retry = self.connect(), retry or self.options.retry
-        self.namespaces = namespaces_of(self.rules, self._kube.namespaces, client.namespace)
+        self.namespaces = namespaces_of(self.rules, self.kube.namespaces, client.namespace)
         rights = slice_rights(client, self.options.policy, everywhere=self.namespaces is None)
         self._slices_forbidden = rights.missing
         self.annotated = with_labels(self.options.annotated.within(self.namespaces), client, retry, self.stop)
@@ -177,12 +166,17 @@ class Loaded:
             raise AssertionError("Kubernetes was not read")
         return self._client
 
+    @property
+    def serves_several(self) -> bool:
+        """Whether more than one namespace is served."""
+        return self.namespaces is None or len(self.namespaces) > 1
+
     # ------------------------------------------------------------------ Consul
 
     def begin(self, datacenters: tuple[str, ...] = ()) -> None:
         """Put what Kubernetes tells into the state, before Consul is asked. `datacenters`: where they are known."""
         options = self.options
-        datacenters = datacenters or datacenters_of(self.rules, self._consul, options.retry, self.stop)
+        datacenters = datacenters or datacenters_of(self.rules, self.consul, options.retry, self.stop)
         self.rules = anchored(self.rules, datacenters)
         world = self.world = ConsulState(
             self.rules, datacenters, grace_seconds=0.0, partial_selection=options.partial_selection
@@ -211,7 +205,7 @@ class Loaded:
     def read(self, choose: Callable[[str, Listing], Iterable[Query]]) -> None:
         """Read the listings, and of each what `choose` says, into the state."""
         snapshot = read_all(
-            self._consul,
+            self.consul,
             self.datacenters,
             choose,
             parallel=self.options.readers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,3 +27,12 @@ class Probe:
             "detail": self.detail,
             "mend": self.remedy,
         }
+
+
+SHOWN = 5
+"""Names in one line; what is beyond is counted."""
+
+
+def some(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return "; ".join(texts[:SHOWN]) + more

@@ -17,7 +17,7 @@ from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Output, Rule
 from bridge.errors import TransientError
 from bridge.kube import informer as caching
-from bridge.oneshot import check as checking
+from bridge.oneshot import check_kubernetes as checking
 from bridge.oneshot import inputs
 from bridge.oneshot.check import check
 from bridge.oneshot.inspection import explain_once, status_once
