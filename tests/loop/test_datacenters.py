@@ -48,12 +48,9 @@ class Both:
 
     def ready(self) -> dict[str, list[str]]:
         """Ready addresses by name."""
-        found = {}
-        for name in ("web", "web-dc2", "far-db-dc2", "near", "hidden"):
-            stands = self.kube.get("endpoints", "default", name)
-            if stands is not None:
-                found[name] = [a["ip"] for s in stands.get("subsets") or [] for a in s.get("addresses") or []]
-        return found
+        names = ("web", "web-dc2", "far-db-dc2", "near", "hidden")
+        found = ((name, self.kube.ready_addresses("default", name)) for name in names)
+        return {name: addresses for name, addresses in found if addresses is not None}
 
 
 @pytest.fixture

@@ -83,8 +83,7 @@ class Harness:
 
     def addresses(self, name: str) -> list[str]:
         """What the Endpoints of this name list as ready."""
-        found = self.kube.get("endpoints", "default", name) or {}
-        return [a["ip"] for s in found.get("subsets") or [] for a in s.get("addresses") or []]
+        return self.kube.ready_addresses("default", name) or []
 
     def slice(self, service: str) -> Any:
         """The only EndpointSlice of ours for this Service."""

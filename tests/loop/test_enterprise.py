@@ -103,8 +103,7 @@ def sync(enterprise: Enterprise, kube: FakeKube, folder: Path, text: str) -> Rep
 
 def addresses(kube: FakeKube, name: str) -> list[str]:
     """Ready addresses in the namespace default."""
-    found = kube.get("endpoints", "default", name) or {}
-    return [a["ip"] for subset in found.get("subsets") or [] for a in subset.get("addresses") or []]
+    return kube.ready_addresses("default", name) or []
 
 
 def test_rules_reach_into_namespaces_partitions_and_peers(enterprise: Enterprise, tmp_path: Path) -> None:

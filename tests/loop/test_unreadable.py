@@ -57,10 +57,7 @@ class Both:
 
     def ready(self, namespace: str, name: str) -> list[str] | None:
         """Ready addresses, None without Endpoints."""
-        found = self.kube.get("endpoints", namespace, name)
-        if found is None:
-            return None
-        return [a["ip"] for s in found.get("subsets") or [] for a in s.get("addresses") or []]
+        return self.kube.ready_addresses(namespace, name)
 
     def writes_in(self, namespace: str) -> list[str]:
         """Requests that would change something there."""
