@@ -48,13 +48,7 @@ class Both:
 
     def person(self, name: str, namespace: str = "default", annotations: Json | None = None, **spec: Any) -> None:
         """A user's Service that asks to be filled."""
-        marks = {f"consul-bridge/{key}": value for key, value in (annotations or {}).items()}
-        labels = {"consul-bridge/mirror": "true"}
-        self.kube.put("services", {
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": marks},
-            "spec": {"ports": [{"port": 80, "protocol": "TCP"}], **spec},
-        })  # fmt: skip
+        self.kube.ask(name, namespace, spec, **annotations or {})
 
     def check(self, *rules: Rule, **options: Any) -> dict[str, tuple[str, str]]:
         """State and text of each probe."""

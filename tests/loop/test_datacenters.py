@@ -109,15 +109,7 @@ FAR = (Rule(services=("far-*",), datacenters=("dc2",)),)
 
 def ask(both: Both, name: str, **annotations: str) -> None:
     """A user's Service that asks to be filled."""
-    body = {
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {
-            "name": name, "namespace": "default", "labels": {"consul-bridge/mirror": "true"},
-            "annotations": {f"consul-bridge/{key}": value for key, value in annotations.items()},
-        },
-        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
-    }  # fmt: skip
-    both.kube.put("services", body)
+    both.kube.ask(name, **annotations)
 
 
 @pytest.mark.parametrize("datacenter", ["", "dc1"])

@@ -52,14 +52,7 @@ class Cluster:
 
     def asks(self, namespace: str, name: str, service: str, **more: str) -> None:
         """A user's Service asks for a Consul service."""
-        annotations = {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in more.items()}}
-        self.kube.put("services", {
-            "apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
-            "metadata": {
-                "name": name, "namespace": namespace, "labels": {"consul-bridge/mirror": "true"},
-                "annotations": annotations,
-            },
-        })  # fmt: skip
+        self.kube.ask(name, namespace, service=service, **more)
 
     def ready(self, namespace: str, name: str) -> int | None:
         """How many endpoints are ready; None without Endpoints."""

@@ -80,18 +80,6 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Both]:
         kube.clear_faults()
 
 
-def annotated(name: str, service: str) -> Json:
-    """A user's Service that asks to be filled."""
-    return {
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {
-            "name": name, "namespace": "apps", "labels": {"consul-bridge/mirror": "true"},
-            "annotations": {"consul-bridge/service": service},
-        },
-        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
-    }  # fmt: skip
-
-
 # --------------------------------------------------------------------------- one pass
 
 
@@ -113,7 +101,8 @@ def test_one_pass_serves_the_others_and_reports_the_namespace(both: Both, resour
 
 def test_what_stands_in_a_namespace_that_cannot_be_read_is_unknown_not_absent(both: Both) -> None:
     """Its service has left Consul, a new one of a user's Service's name has come: neither a delete nor a conflict."""
-    both.kube.put("services", {**annotated("b-new", "nix"), "metadata": {"name": "b-new", "namespace": "apps"}})
+    plain = {"metadata": {"name": "b-new", "namespace": "apps"}, "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}}
+    both.kube.put("services", plain)
     both.sync()
     both.consul.register("b-new", "vm-3", "10.0.0.3", 80)
     both.consul.deregister("b", "vm-2")
@@ -188,7 +177,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
     both.consul.register("b-left", "vm-4", "10.0.0.4", 80)
     both.sync()
     both.consul.deregister("b-left", "vm-4")
-    both.kube.put("services", annotated("database", "a"))
+    both.kube.ask("database", "apps", service="a")
     both.kube.forbid("admin", "list", "services", "apps")
     both.kube.forbid("admin", "list", "endpoints", "apps")
     before, metrics = len(both.writes_in("apps")), Metrics("1")

@@ -317,6 +317,16 @@ class FakeKube:
             return None
         return sorted(a["ip"] for subset in found.get("subsets") or [] for a in subset.get("addresses") or [])
 
+    def ask(self, name: str, namespace: str = "default", spec: Json | None = None, /, **annotations: str) -> None:
+        """Write a user's Service that asks to be filled, with the bridge's annotations (their prefix left out)."""
+        marks = {f"consul-bridge/{key}": value for key, value in annotations.items()}
+        labels = {"consul-bridge/mirror": "true"}
+        self.put("services", {
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": marks},
+            "spec": {"ports": [{"port": 80, "protocol": "TCP"}], **(spec or {})},
+        })  # fmt: skip
+
     def put(self, resource: str, body: Json, manager: str = "somebody") -> Json:
         """Write an object as `manager` would by an update; for preparing a test."""
         metadata = body["metadata"]
