@@ -123,10 +123,6 @@ class Daemon(Program):
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def open_files(self) -> int:
-        """Open file descriptors, sockets included."""
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
-
     def threads(self) -> int:
         """Threads of the process."""
         return len(list(Path(f"/proc/{self.pid}/task").iterdir()))

@@ -269,11 +269,6 @@ class FakeKube:
             self.history.clear()
             self.changed.notify_all()
 
-    def expire_pages(self) -> None:
-        """Forget the snapshots behind `continue` tokens: 410."""
-        with self.changed:
-            self._snapshots.clear()
-
     def restore(self, state: Json) -> None:
         """Go back to an earlier `backup`, versions included, as an etcd restored from a snapshot does."""
         with self.changed:

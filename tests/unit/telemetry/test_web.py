@@ -392,16 +392,6 @@ def test_many_at_once(server: WebServer) -> None:
     assert answers == [200] * 100
 
 
-def read_until(sock: socket.socket, wanted: bytes) -> bytes:
-    """What comes, up to and including `wanted`."""
-    said = b""
-    while wanted not in said:
-        piece = sock.recv(65536)
-        assert piece, f"ended after {said!r}"
-        said += piece
-    return said
-
-
 def changes(server: WebServer, query: str = "") -> dict[str, Any]:
     """What `/api/changes` says."""
     found: dict[str, Any] = json.loads(body(ask(server, f"/api/changes{query}")))
