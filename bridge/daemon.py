@@ -11,7 +11,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,15 +179,14 @@ class Daemon:
         return self._bridge.explain(namespace, name)
 
     def _build(self, settings: Settings, rules: tuple[Rule, ...], left: tuple[str, ...] = ()) -> Controller:
-        """`left`: namespaces that are watched beside those of the settings."""
         self._warn(settings, rules)
-        kube = settings.kube_config()
         return Controller(
             consul=settings.consul_config(),
-            kube=replace(kube, namespaces=(*kube.namespaces, *left)),
+            kube=settings.kube_config(),
             rules=rules,
             options=settings.run_options(),
             observer=self._observer,
+            left=left,
         )
 
     def _warn(self, settings: Settings, rules: tuple[Rule, ...]) -> None:

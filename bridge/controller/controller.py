@@ -56,10 +56,13 @@ class Controller:
         options: RunOptions,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        left: Sequence[str] = (),
     ) -> None:
+        """`left`: namespaces that are watched although nothing asks for that (`left_behind`)."""
         self._consul = consul
         self._kube = kube
         self._rules = tuple(rules)
+        self._left = tuple(left)
         self._options = options
         self._observer = FanOutObserver(*(() if observer is None else (observer,)))
         self._states = StateChanges(self._observer)
@@ -111,6 +114,7 @@ class Controller:
         return build(
             consul=self._consul,
             client=client,
+            left=self._left,
             rules=anchored(self._rules, datacenters),
             datacenters=datacenters,
             nodes=self._read_nodes(client),
@@ -203,7 +207,7 @@ class Controller:
         """
         parts, client = self.parts, self._client
         own = "" if client is None else client.namespace
-        held = set(self._kube.namespaces)  # some may be left from the one before, while too little is known
+        held = set(self._left)
         if parts is not None and parts.scheduler.first_pass_done:
             held = {target.namespace for target in parts.informer.targets()}
         elif parts is not None:

@@ -110,6 +110,7 @@ def build(
     client: KubeClient,
     rules: Sequence[Rule],
     datacenters: Sequence[str],
+    left: Sequence[str],
     nodes: ClusterNodes,
     options: RunOptions,
     observer: FanOutObserver,
@@ -122,10 +123,13 @@ def build(
 ) -> Parts:
     """Put the parts together; nothing runs yet. `rules` are anchored, the first of `datacenters` is our own.
 
+    `left` are namespaces that are watched beside those that the rules and the settings name.
+
     Raises ConfigurationError for settings that cannot work together.
     """
     namespaces = namespaces_of(rules, client.config.namespaces, client.namespace)
     annotated = options.annotated.within(namespaces)
+    namespaces = None if namespaces is None else tuple(sorted({*namespaces, *left}))
     with contextlib.ExitStack() as made:  # closes what has been made when the rest cannot be
         # what is waiting, and the results
         queue: WorkQueue[Target] = WorkQueue(clock, lane=lambda target: target.namespace)

@@ -24,7 +24,7 @@ BRIDGE = """
     import json, sys, threading
     import bridge.controller.controller as r
     class Controller:
-        def __init__(self, *, consul, kube, rules, options, observer=None):
+        def __init__(self, *, consul, kube, rules, options, observer=None, left=()):
             self.stopped, self.options, self.consul, self.rules = threading.Event(), options, consul, rules
         def run(self):
             o, c = self.options, self.consul
@@ -42,6 +42,7 @@ BRIDGE = """
         def state(self): return {"ready": True, "first_pass_done": True, "queue": 0}
         def services(self): return []
         def unmirrored(self): return ()
+        def left_behind(self, rules, further): return ()
         def replace_rules(self, rules):
             print(json.dumps([r.to.namespace for r in rules]), flush=True)
             return len({r.to.namespace for r in rules}) == 1
