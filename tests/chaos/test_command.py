@@ -42,7 +42,7 @@ def test_a_mistake_is_named(arguments: list[str], says: str, capsys: pytest.Capt
     assert (ended.value.code, says in capsys.readouterr().err) == (2, True)
 
 
-def test_servers_that_cannot_start_are_said(
+def test_servers_that_cannot_start_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 3, and the lab's own words."""
@@ -221,7 +221,7 @@ def test_the_document_has_the_table_of_all_faults() -> None:
     assert found.group(1).strip() == table()
 
 
-def test_every_fault_has_a_name_of_its_own_and_says_something() -> None:
+def test_every_fault_has_a_name_of_its_own_and_a_description() -> None:
     """Names are how people choose them."""
     modules = itertools.chain.from_iterable(
         __import__(f"tests.support.chaos.faults_{room}", fromlist=["FAULTS"]).FAULTS

@@ -125,7 +125,7 @@ def test_what_changes_on_vms_is_compared(
         assert "iii" in seen(campaign, Nothing())
 
 
-def test_writes_at_rest_are_seen(harness: Harness) -> None:
+def test_writes_in_the_steady_state_are_seen(harness: Harness) -> None:
     """(iv): a bridge that writes again what is right already."""
     with unprotected(harness, ("--without", "always_write")) as campaign:
         assert "iv" in seen(campaign, Nothing())

@@ -274,7 +274,7 @@ def last_known(recorder: Recorder, service: str) -> dict[Query, object]:
     return found
 
 
-def test_whatever_happens_to_consul_every_change_is_told_within_the_budget(
+def test_whatever_happens_to_consul_every_change_is_reported_within_the_budget(
     server: Consul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = RetryPolicy(initial_seconds=0.2, max_seconds=0.5)

@@ -645,7 +645,7 @@ def test_every_mode_gives_the_same_answer_when_all_is_well(side: Side, mode: Mod
     assert client.nodes("dc1", mode=mode).data == client.nodes("dc1").data
 
 
-def test_who_and_where_it_is(side: Side) -> None:
+def test_the_leader_and_the_datacenters(side: Side) -> None:
     client = side.client()
     host, _, port = client.leader("dc1").rpartition(":")
     assert host == "127.0.0.1"
@@ -686,7 +686,7 @@ def test_requests_that_make_no_sense_are_refused(side: Side, path: str, status: 
         assert json.loads(body) == []
 
 
-def test_one_connection_too_many_is_told_to_be_slower(side: Side) -> None:
+def test_one_connection_too_many_is_refused_with_retry_after(side: Side) -> None:
     """Those that wait at Consul keep their places when they hang up, until their wait is over."""
     query = side.query()
     side.register()
@@ -743,7 +743,7 @@ def test_what_a_token_may_not_see_is_left_out_and_only_plain_answers_say_so(guar
     assert client.own_datacenter() == "dc1"  # without agent:read
 
 
-def test_what_a_token_may_not_see_rings_no_bell_of_names(guarded: Side) -> None:
+def test_what_a_token_may_not_see_gives_no_change_hint(guarded: Side) -> None:
     guarded.register("hidden", "vm-7", status="critical")
     client = guarded.client(token=guarded.server.limit(guarded.prefix + "hidden"))
     found = client.state("critical", "dc1")

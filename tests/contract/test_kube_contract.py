@@ -155,7 +155,7 @@ def test_create_answers_with_the_identity_and_our_pairs(side: Side, kind: Kind) 
 
 
 @pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.ENDPOINTS])
-def test_create_leaves_somebody_elses_object_alone_and_says_whose_it_is(side: Side, kind: Kind) -> None:
+def test_create_leaves_another_writers_object_alone_and_says_whose_it_is(side: Side, kind: Kind) -> None:
     """A conflict touches nothing: same version, no trace of our field manager."""
     theirs = {
         Kind.SERVICE: raw_service(side.namespace, "radosgw", labels={"app.kubernetes.io/managed-by": "Helm"}),
@@ -261,7 +261,7 @@ def test_pairs_of_others_stay_and_are_not_counted_as_ours(side: Side, kind: Kind
     assert set(stored["annotations"]) == {"ours/kept", "consul-bridge/adopt"}
 
 
-def test_a_value_that_somebody_changed_is_no_longer_ours_and_comes_back(side: Side) -> None:
+def test_a_value_that_another_writer_changed_is_no_longer_ours_and_comes_back(side: Side) -> None:
     """`kubectl edit` of our label takes ownership, which shows as a missing pair; the update takes it back."""
     side.apply(create(endpoints(labels=(("team", "storage"),)), side.namespace))
     side.raw.json(
@@ -329,7 +329,7 @@ def test_an_adopted_service_has_our_ports_and_no_others(side: Side) -> None:
     assert side.apply(update(service(), meta)) == meta
 
 
-def test_a_port_that_a_person_added_to_our_service_goes_again(side: Side) -> None:
+def test_a_port_that_a_user_added_to_our_service_goes_again(side: Side) -> None:
     """kubectl edit adds a port to our Service: the next update takes it out."""
     meta = side.make(Kind.SERVICE)
     side.raw.json(
@@ -624,7 +624,7 @@ def test_our_own_writes_are_visible_at_once_and_are_no_news(side: Side, monkeypa
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_edits_and_deletions_by_others_are_told(side: Side, kind: Kind) -> None:
+def test_edits_and_deletions_by_others_are_reported(side: Side, kind: Kind) -> None:
     """A user changes, then deletes, what is ours."""
     side.shelter(kind)
     target = Target(side.namespace, "radosgw")
@@ -661,7 +661,7 @@ def test_an_endpoints_object_that_loses_our_label_is_no_longer_held(side: Side) 
         assert held.meta.owner is None
 
 
-def test_services_of_others_are_told_when_they_come_change_and_go(side: Side) -> None:
+def test_services_of_others_are_reported_when_they_come_change_and_go(side: Side) -> None:
     """A Service in the way, a Service that asks to be mirrored."""
     target = Target(side.namespace, "theirs")
     with Watched(side) as watched:

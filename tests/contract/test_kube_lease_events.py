@@ -155,7 +155,7 @@ def race(side: Side, names: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("spec", [{}, {"holderIdentity": "somebody"}, {"leaseDurationSeconds": 5}])
-def test_a_lease_of_somebody_elses_making_can_be_read(side: Side, spec: dict[str, object]) -> None:
+def test_a_lease_of_another_client_can_be_read(side: Side, spec: dict[str, object]) -> None:
     """Missing fields are nothing worse than "no one" and "does not say"."""
     side.raw.json(
         "POST",
@@ -248,7 +248,7 @@ def test_a_leader_that_is_gone_is_followed_when_its_lease_has_run_out(side: Side
             following.stop()
 
 
-def test_shards_are_shared_by_who_comes_and_goes(side: Side) -> None:
+def test_shards_are_shared_as_replicas_come_and_go(side: Side) -> None:
     """Six shards: one replica has all, two have three each, three two each; who goes leaves its share."""
     replicas = [Replica(side, "a", 6)]
     try:
@@ -280,7 +280,7 @@ def test_another_number_of_shards_waits_until_the_old_replicas_have_gone(side: S
             new.stop()
 
 
-def test_a_lease_that_is_not_the_bridges_is_left_alone_and_said(side: Side) -> None:
+def test_a_lease_that_is_not_the_bridges_is_left_alone_and_reported(side: Side) -> None:
     """A user made a Lease of that name: no replica leads, and the remedy is named."""
     path = f"/apis/coordination.k8s.io/v1/namespaces/{side.namespace}/leases"
     name = "consul-bridge-contract-shard-0"

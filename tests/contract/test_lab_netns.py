@@ -148,7 +148,7 @@ def test_kube_proxy_spreads_over_the_ready_vms(rig: Rig, lab: Lab, namespace: st
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_who_asks_a_cluster_address_too_early_may_ask_again_from_the_same_port(rig: Rig, family: int) -> None:
+def test_a_client_that_asks_a_cluster_address_too_early_may_ask_again_from_the_same_port(rig: Rig, family: int) -> None:
     """The first packet leaves no entry that would lead the next ones past the rules that have come meanwhile."""
     if reason := netns.trouble(proxy=True):
         pytest.skip(reason)

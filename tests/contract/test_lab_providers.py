@@ -113,7 +113,7 @@ def test_programs_on_path_must_fit(tmp_path: Path, consul: str, trouble: str | N
     assert from_path(environ) == (trouble and trouble.format(folder=tmp_path))
 
 
-def test_docker_without_an_engine_is_said_at_once(tmp_path: Path) -> None:
+def test_docker_without_an_engine_is_reported_at_once(tmp_path: Path) -> None:
     """The client's last line is the reason."""
     (tmp_path / "docker").write_text("#!/bin/sh\necho 'Cannot connect to the daemon.' >&2; exit 1\n")
     (tmp_path / "docker").chmod(0o755)
@@ -121,7 +121,7 @@ def test_docker_without_an_engine_is_said_at_once(tmp_path: Path) -> None:
     assert from_docker({"PATH": str(tmp_path / "nowhere")}) == "no docker command on PATH"
 
 
-def test_docker_without_an_image_is_said(tmp_path: Path) -> None:
+def test_docker_without_an_image_is_reported(tmp_path: Path) -> None:
     """An engine that neither has the image nor can pull it is no way."""
     script = '#!/bin/sh\ncase "$1" in version) echo 20.10;; pull) echo "no route" >&2; exit 1;; *) exit 1;; esac\n'
     (tmp_path / "docker").write_text(script)

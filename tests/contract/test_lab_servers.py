@@ -160,7 +160,7 @@ def test_a_server_stops_when_asked_even_while_paused(own_lab: Lab) -> None:
     own_lab.controllers.start()
 
 
-def test_starting_twice_is_a_mistake_that_is_said(lab: Lab) -> None:
+def test_starting_twice_is_a_mistake_that_is_reported(lab: Lab) -> None:
     """No process is lost."""
     with pytest.raises(LabError, match="consul runs already"):
         lab.consul.start()

@@ -135,7 +135,7 @@ def test_a_rule_that_is_missing_is_named_and_takes_nothing_away(
     ],
     ids=["services", "nodes"],
 )
-def test_a_narrower_rule_is_told_and_takes_nothing_away(
+def test_a_narrower_rule_is_reported_and_takes_nothing_away(
     strict: Lab, mirrored: str, rule: str, state: str, words: str
 ) -> None:
     """It may be meant."""

@@ -265,7 +265,7 @@ def test_wrong_values_get_clear_errors(values: Json, words: list[str], tmp_path:
     assert (done.returncode, missing) == (1, []), done.stderr
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
     """One sentence a line, without the password."""
     values = {"consul": {"address": "http://user:hunter2@x"}, "extraEnv": [NAMED, NAMED], "podLabels": {
         "app.kubernetes.io/name": "x"}}  # fmt: skip

@@ -355,7 +355,7 @@ def test_a_filtered_service_says_what_leaves_each_instance_out(configured: Run, 
     }
 
 
-def test_a_colliding_service_learns_who_has_its_name(
+def test_a_colliding_service_names_the_one_that_has_its_name(
     run: Run, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """In explain, and in the plan; it is mirrored when the other goes away."""
@@ -398,7 +398,7 @@ def test_a_held_service_shows_what_is_kept_and_how_it_is_let_go(
     assert ("Held:" in text, "also has" in text, "Kubernetes holds exactly this." in text) == (False, False, True)
 
 
-def test_an_object_of_somebody_else_is_a_conflict_in_every_command(
+def test_an_object_of_another_writer_is_a_conflict_in_every_command(
     run: Run, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """Explained, in the status, and never said to be in order."""
@@ -465,7 +465,7 @@ def test_a_reader_that_goes_away_does_not_disturb_the_work(
 
 
 @pytest.mark.slow
-def test_a_sync_that_is_interrupted_finishes_the_objects_in_hand_and_the_next_one_the_rest(
+def test_an_interrupted_sync_finishes_the_writes_in_flight_and_the_next_one_the_rest(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
     """Ctrl-C in the middle of 400 services: 130, nothing half written; a second run completes it."""

@@ -543,7 +543,7 @@ def commands() -> list[str]:
     return [re.sub(r"\s{2,}#.*", "", line) for line in joined.splitlines()]
 
 
-def test_a_taken_port_is_said_before_anything_is_started(walk: Walk) -> None:
+def test_a_taken_port_is_reported_before_anything_is_started(walk: Walk) -> None:
     """By `make demo-docker`, with the variable that moves the port."""
     port = walk.ports["BRIDGE"]
     program = (

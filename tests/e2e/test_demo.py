@@ -120,7 +120,7 @@ def test_before_the_first_build_it_says_how_long_that_takes(tmp_path: Path) -> N
     )
 
 
-def test_it_stays_for_who_wants_to_see_the_page_until_ctrl_c(tmp_path: Path) -> None:
+def test_it_stays_up_for_the_page_until_ctrl_c(tmp_path: Path) -> None:
     """In 200 columns, without colour; a browser of this machine reaches the page that is named; Ctrl-C is the end."""
     with terminal(200, tmp_path, "--stay", NO_COLOR="1") as shown:
         found = re.search(page := r"the page: (\S+)\n", shown.read(until=page))
@@ -136,7 +136,7 @@ def test_it_stays_for_who_wants_to_see_the_page_until_ctrl_c(tmp_path: Path) -> 
     assert_nothing_is_left(tmp_path)
 
 
-def test_it_runs_on_servers_of_somebody_and_leaves_nothing_on_them(
+def test_it_runs_on_given_servers_and_leaves_nothing_on_them(
     lab: Lab, consul: RawConsul, kube: RawKube, tmp_path: Path, eventually: Eventually
 ) -> None:
     """LAB_CONSUL_ADDR and LAB_KUBECONFIG come first; a service of its name that is there already is not mixed in."""

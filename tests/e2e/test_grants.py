@@ -147,7 +147,7 @@ def test_a_running_bridge_follows_the_labels_of_namespaces(
         daemon.stop()
 
 
-def test_without_the_right_to_read_labels_nothing_new_is_filled_and_it_is_said(
+def test_without_the_right_to_read_labels_nothing_new_is_filled_and_it_is_reported(
     lab: Lab,
     consul: RawConsul,
     kube: RawKube,

@@ -73,7 +73,7 @@ def daemon(lab: Lab, env: dict[str, str], namespace: str, prefix: str) -> Iterat
     made.stop()
 
 
-def test_names_are_followed_and_one_that_hangs_delays_nobody(
+def test_names_are_followed_and_one_that_hangs_delays_no_other(
     daemon: Daemon, names: Names, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
     """Addresses follow the name, stay while it cannot be resolved, and other services are written meanwhile."""

@@ -160,7 +160,7 @@ def test_the_same_sources_give_the_same_digest(images: Images, inspected: dict[s
     assert len(set(images.manifests.values())) == 1
 
 
-def test_it_runs_without_writing_without_rights_and_as_anybody(images: Images) -> None:
+def test_it_runs_without_writing_without_rights_and_as_any_user(images: Images) -> None:
     """Also under a user id that a cluster chose (OpenShift)."""
     for user in ((), ("--user=1234567:0",)):
         said = images.engine.docker("run", "--rm", "--network=none", *HARDENED, *user, images.bridge, "--version")

@@ -470,7 +470,7 @@ def writes_of(replicas: Replicas, since: float) -> list[AuditEntry]:
     return [entry for entries in replicas.writes(since).values() for entry in entries]
 
 
-def test_a_lease_of_somebody_elses_making_is_left_alone_and_said(replicas: Replicas, eventually: Eventually) -> None:
+def test_a_lease_of_another_client_is_left_alone_and_reported(replicas: Replicas, eventually: Eventually) -> None:
     """It has the shard's name and not our labels: no replica leads, readiness says what to do; done, one leads."""
     name = "consul-bridge-default-shard-0"
     path = f"/apis/coordination.k8s.io/v1/namespaces/{replicas.namespace}/leases"
@@ -488,7 +488,7 @@ def test_a_lease_of_somebody_elses_making_is_left_alone_and_said(replicas: Repli
     assert replicas.leader() == "one"
 
 
-def test_a_role_without_leases_is_said(replicas: Replicas, eventually: Eventually) -> None:
+def test_a_role_without_leases_is_reported(replicas: Replicas, eventually: Eventually) -> None:
     """No replica leads, readiness names the verb that is missing, and nothing is written."""
     rules = [rule for rule in role() if rule["resources"] != ["leases"]]
     kubeconfig = replicas.lab.service_account("default", "poor", rules)

@@ -231,7 +231,7 @@ def test_two_installations_in_one_namespace_are_two(rules: Path, alert: str) -> 
 
 
 @pytest.mark.lab
-def test_absence_is_said_of_what_never_was_and_forgotten_of_what_was_taken_away(rules: Path) -> None:
+def test_absence_is_reported_of_what_never_was_and_forgotten_of_what_was_taken_away(rules: Path) -> None:
     """With nothing at all it rings from the start and goes on; one of several that is gone rings for six hours."""
     gone, there = scraped([series(BUILD, "1x20 stale")], "blue"), scraped([series(BUILD, "1x600")], "green")
     assert_fires(rules, "ConsulBridgeAbsent", [], [""])
@@ -240,7 +240,7 @@ def test_absence_is_said_of_what_never_was_and_forgotten_of_what_was_taken_away(
     assert_fires(rules, "ConsulBridgeAbsent", gone + there, [], "8h")
 
 
-def test_every_alert_has_a_case_and_a_section_for_who_is_woken() -> None:
+def test_every_alert_has_a_case_and_a_section_in_the_runbook() -> None:
     """With a severity, a summary, a description, and the address of its section."""
     guide = (ROOT / "docs/operations.md").read_text()
     names = [rule["alert"] for rule in alerts()]

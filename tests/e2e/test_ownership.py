@@ -87,7 +87,7 @@ def test_the_aliases_of_hashicorps_catalog_sync_become_real_services(
     assert sync(rule).json["changes"] == []
 
 
-def test_an_object_whose_owner_label_a_person_takes_away_is_left_alone_from_then_on(
+def test_an_object_whose_owner_label_a_user_takes_away_is_left_alone_from_then_on(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """Neither changed nor deleted, and said to be a conflict."""
@@ -188,7 +188,7 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
             daemon.stop()
 
 
-def test_what_another_installation_wrote_is_not_deleted_and_nobody_writes_for_the_name(
+def test_what_another_installation_wrote_is_not_deleted_and_its_name_is_not_written(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
 ) -> None:
     """One owner id by mistake: the second one's rules want nothing of the first one's, which is in steady state."""
@@ -460,7 +460,7 @@ def test_an_annotated_service_is_seen_by_status_and_explain(
     )  # fmt: skip
 
 
-def test_a_running_bridge_follows_what_a_person_changes_in_the_annotations(
+def test_a_running_bridge_follows_what_a_user_changes_in_the_annotations(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
     """Other tags, another service: within moments."""
@@ -487,7 +487,7 @@ def test_a_running_bridge_follows_what_a_person_changes_in_the_annotations(
 
 
 @pytest.mark.parametrize("key", ["namespace", "partition"])
-def test_a_community_server_refuses_enterprise_places_and_that_is_said(
+def test_a_community_server_refuses_enterprise_places_and_that_is_reported(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, key: str
 ) -> None:
     """In its own words, once, and the other rules are served."""
@@ -500,7 +500,7 @@ def test_a_community_server_refuses_enterprise_places_and_that_is_said(
     ]
 
 
-def test_a_peer_that_is_not_there_has_no_instances_and_that_is_said(
+def test_a_peer_that_is_not_there_has_no_instances_and_that_is_reported(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """Consul answers with an empty list; the other rules are served."""
@@ -514,7 +514,7 @@ def test_a_peer_that_is_not_there_has_no_instances_and_that_is_said(
     assert (peers["state"], f"{prefix}web: the peer cloud shows" in peers["detail"]) == ("warning", True)
 
 
-def test_what_selects_nobody_is_not_called_a_missing_port(
+def test_a_selection_without_instances_is_not_called_a_missing_port(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """Addresses that no one can use, a tag in another case or with a comma, `Service.Port` of several ports."""
@@ -536,7 +536,7 @@ def test_what_selects_nobody_is_not_called_a_missing_port(
     assert (row["reason"], "no filter can match its further ports" in row["message"]) == ("filtered_port", True)
 
 
-def test_what_admission_refuses_is_told_in_its_words_and_no_role_is_offered(
+def test_what_admission_refuses_is_reported_in_its_words_and_no_role_is_offered(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """A quota, then a namespace that is being deleted: the first in its own words, the second also by check."""

@@ -273,7 +273,7 @@ def test_a_service_without_any_ready_endpoint_is_amber_and_its_times_are_the_rea
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
 
-def test_a_service_that_goes_while_its_page_is_open_is_said_to_be_gone(
+def test_a_service_that_goes_while_its_page_is_open_is_shown_as_gone(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
     opened: Open, eventually: Eventually,
 ) -> None:  # fmt: skip
@@ -293,7 +293,7 @@ def test_a_service_that_goes_while_its_page_is_open_is_said_to_be_gone(
     expect(page.locator("h1")).to_contain_text(name)
 
 
-def test_what_is_selected_stays_and_the_page_says_so(
+def test_what_is_selected_stays_and_the_page_reports_it(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
     opened: Open, eventually: Eventually,
 ) -> None:  # fmt: skip
@@ -448,7 +448,7 @@ def proxy(daemon: Daemon, lab: Lab, tmp_path: Path) -> Iterator[Proxy]:
         running.stop()
 
 
-def test_the_documented_proxy_asks_who_it_is_and_lets_only_reading_through(proxy: Proxy) -> None:
+def test_the_documented_proxy_authenticates_users_and_allows_only_reading(proxy: Proxy) -> None:
     """The bridge answers behind it (its look at Host lets that through); metrics are left out."""
     assert (proxy.status("/", password="guessed"), proxy.status("/")) == (401, 200)
     assert [proxy.status("/", method) for method in ("HEAD", "POST", "DELETE")] == [200, 403, 403]

@@ -114,7 +114,7 @@ def test_a_route_comes_follows_the_tags_is_put_back_and_goes(
     assert (route_of(kube, namespace, name), kube.get(f"{SERVICES.format(namespace=namespace)}/{name}")) == (None, None)
 
 
-def test_one_of_somebody_else_is_left_alone(
+def test_an_object_of_another_writer_is_left_alone(
     gateway_api: None, sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """It is a conflict, the Service is mirrored, and adopting it is a choice."""

@@ -45,7 +45,7 @@ def test_a_service_lives_through_all_its_states(
     eventually(lambda: kube.get(f"{SERVICES.format(namespace=namespace)}/{name}"), None)
 
 
-def test_a_persons_service_that_asks_is_filled_and_never_written(
+def test_a_user_managed_service_that_asks_is_filled_and_never_written(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
     """By label and annotations, on the Service's own port name; the label gone, our Endpoints go within a second."""
@@ -102,7 +102,7 @@ def test_events_stand_on_the_objects_concerned(
     assert "selector" in conflict["note"]
 
 
-def test_what_is_left_out_is_said_at_once_also_where_nothing_is_written(
+def test_what_is_left_out_is_reported_at_once_also_where_nothing_is_written(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
     """Its beginning and its end: Event and metric do not wait for the next full pass."""
@@ -124,7 +124,7 @@ def test_what_is_left_out_is_said_at_once_also_where_nothing_is_written(
     eventually(said, ("0.0", True))
 
 
-def test_a_right_that_is_missing_is_said_with_what_grants_it_and_is_used_once_it_is_there(
+def test_a_right_that_is_missing_is_reported_with_what_grants_it_and_is_used_once_it_is_there(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
     """A Role without `create` on Endpoints: an Event on the Service, log and metric; no restart is needed after."""
@@ -238,7 +238,7 @@ def test_it_ends_quickly_on_sigterm_and_removes_nothing(
     assert "Traceback" not in daemon.log.read_text()
 
 
-def test_at_rest_nothing_is_written(
+def test_in_the_steady_state_nothing_is_written(
     lab: Lab, daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
     """Not for a check that only changes its output, not for a restart with nothing changed."""

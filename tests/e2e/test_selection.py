@@ -105,7 +105,7 @@ def test_a_dead_primary_is_ready_nowhere_within_milliseconds_and_the_service_sta
     assert sum("has the tag primary" in str(event) for event in daemon.events()) >= ROUNDS  # no instance has it
 
 
-def test_a_pass_while_nobody_has_the_tag_keeps_the_service_until_the_name_or_the_rule_goes(
+def test_a_pass_while_no_instance_has_the_tag_keeps_the_service_until_the_name_or_the_rule_goes(
     lab: Lab, pair: Pair
 ) -> None:
     """`bridge sync` as well, which has no memory but Kubernetes: a misspelt tag takes nothing away, and a rule that is
@@ -138,7 +138,7 @@ def test_a_pass_while_nobody_has_the_tag_keeps_the_service_until_the_name_or_the
     assert (sync()[0], pair.uid("primary")) == (0, None)
 
 
-def test_what_two_rules_want_for_one_service_is_told_with_both_places(lab: Lab, pair: Pair) -> None:
+def test_what_two_rules_want_for_one_service_is_reported_with_both_places(lab: Lab, pair: Pair) -> None:
     """By check, sync, explain and run; the first rule has it. A catch-all behind rules that narrow gets the whole."""
     env = environment(lab.consul.address, lab.kubeconfig)
     rest = f"{{services: ['{pair.service}'], to: {{namespace: {pair.namespace}, name: all}}}}"
@@ -162,7 +162,7 @@ def test_what_two_rules_want_for_one_service_is_told_with_both_places(lab: Lab, 
     assert [told[name].status for name in told] == [0, 0, 0]
 
 
-def test_a_rule_that_selects_nothing_is_said_with_its_words_and_the_page_is_neutral(
+def test_a_rule_that_selects_nothing_is_reported_with_its_words_and_the_page_is_neutral(
     lab: Lab, namespace: str, eventually: Eventually
 ) -> None:
     """The log was silent and the page green."""

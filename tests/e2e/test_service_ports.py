@@ -101,7 +101,7 @@ def test_ports_of_a_users_service_are_matched_by_name_and_number_before_order(
     assert sync(kubernetes={"watch_namespaces": [namespace]}).json["changes"] == []
 
 
-def test_what_a_users_service_says_of_its_traffic_is_honoured_or_said(
+def test_what_a_users_service_says_of_its_traffic_is_honoured_or_reported(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """publishNotReadyAddresses, a headless Service without ports, traffic policies, and hints where zones are known."""

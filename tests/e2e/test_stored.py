@@ -159,7 +159,7 @@ def test_labels_that_a_rule_drops_go_from_objects_that_were_restored(
     assert sync(lab, tmp_path, namespace, rule).json["summary"]["unchanged"] == 2
 
 
-def test_a_daemon_that_is_worked_against_by_admission_says_so_once_and_slows_down(
+def test_admission_that_reverts_writes_is_reported_once_and_slows_them_down(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually, mutation: Mutation
 ) -> None:
     """Failed, counted, one line in the log, a handful of writes; what Consul changes is still written at once."""

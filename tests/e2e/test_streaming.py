@@ -15,7 +15,7 @@ from tests.support.raw import SLICES, RawConsul, RawKube, ready_addresses
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
-def test_a_vm_that_came_back_in_another_case_gets_traffic_once_and_that_is_said_once(
+def test_a_vm_that_came_back_in_another_case_gets_traffic_once_and_that_is_reported_once(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Callable[..., None]
 ) -> None:
     name = f"{prefix}gh"

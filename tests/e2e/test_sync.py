@@ -170,7 +170,7 @@ def test_what_leaves_consul_leaves_kubernetes_unless_the_policy_keeps_it(
     assert (result.status, result.json["summary"]["delete"], left) == (0, 3, [name])
 
 
-def test_somebody_elses_objects_are_left_alone(
+def test_another_writers_objects_are_left_alone(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """A Service with a selector, one of another owner, Endpoints of another owner: conflicts, and exit status 5."""
@@ -275,7 +275,7 @@ def test_bad_input_is_answered_with_a_sentence_and_the_right_status(
     )
 
 
-def test_kubernetes_that_is_not_there_is_said(sync: Sync, lab: Lab, tmp_path: Path, prefix: str) -> None:
+def test_kubernetes_that_is_not_there_is_reported(sync: Sync, lab: Lab, tmp_path: Path, prefix: str) -> None:
     """A kubeconfig for a closed port: one sentence, exit status 1."""
     config = lab.write_kubeconfig("nowhere", "x", server="https://127.0.0.1:1")
     result = sync("--kubeconfig", str(config))

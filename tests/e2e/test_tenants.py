@@ -227,7 +227,7 @@ def test_the_user_has_no_other_right_than_to_edit_services_in_one_namespace(harn
             harness.user.json("GET", path)
 
 
-def test_who_switches_thirty_endpoints_away_holds_nothing_anywhere(harness: Harness, eventually: Eventually) -> None:
+def test_a_user_who_switches_thirty_endpoints_away_causes_no_hold(harness: Harness, eventually: Eventually) -> None:
     """Away to what does not exist, to other tags and another filter, and deleted: real removals elsewhere go on."""
     harness.register("radosgw", 30)
     harness.ask("store", "radosgw", create=True)
@@ -271,7 +271,7 @@ def test_a_flood_of_events_hides_none_of_another_namespace(harness: Harness, eve
     harness.is_well()
 
 
-def test_flapping_makes_nobody_wait(harness: Harness) -> None:
+def test_flapping_delays_no_other_service(harness: Harness) -> None:
     """Services switch to and fro as fast as the API server takes it."""
     harness.register("one", 20)
     harness.register("two", 20)
@@ -294,7 +294,7 @@ def test_flapping_makes_nobody_wait(harness: Harness) -> None:
     harness.is_well()
 
 
-def test_ten_thousand_instances_make_nobody_wait(harness: Harness, eventually: Eventually) -> None:
+def test_ten_thousand_instances_delay_no_other_service(harness: Harness, eventually: Eventually) -> None:
     """In Endpoints and in slices, and taken away again."""
     harness.register("huge", 10_000)
     harness.ask("huge", "huge", create=True, output="both")
@@ -306,7 +306,7 @@ def test_ten_thousand_instances_make_nobody_wait(harness: Harness, eventually: E
     harness.is_well()
 
 
-def test_filters_make_nobody_wait(harness: Harness) -> None:
+def test_filters_delay_no_other_service(harness: Harness) -> None:
     """A hundred, each another question to Consul; some of them are none."""
     harness.register("filtered", 5)
     for n in range(100):
@@ -317,7 +317,7 @@ def test_filters_make_nobody_wait(harness: Harness) -> None:
     harness.is_well()
 
 
-def test_names_and_marks_that_are_forged_reach_nobody(harness: Harness, eventually: Eventually) -> None:
+def test_names_and_labels_that_are_forged_have_no_effect(harness: Harness, eventually: Eventually) -> None:
     """Names of others, of paths and of nothing; Services that pretend to be ours and from hundreds of services that are
     gone: after a restart nothing waits for a Consul that was rebuilt."""
     names = ("..", ".", "a/b", "*", "x" * 300, "ü", "%2e%2e", "consul", f"{harness.prefix}db?dc=dc2")

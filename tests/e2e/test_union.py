@@ -169,7 +169,7 @@ def test_from_pods_to_vms_the_slices_of_the_pods_stay_behind(
         kube.delete(f"/api/v1/nodes/{prefix}pod")
 
 
-def test_a_slice_made_by_hand_and_a_mirror_that_is_gone_are_told(
+def test_a_slice_made_by_hand_and_a_mirror_that_is_gone_are_reported(
     sync: Sync,
     daemon: Callable[..., Daemon],
     consul: RawConsul,

@@ -75,7 +75,7 @@ def both(tmp_path: Path) -> Iterator[Both]:
         yield Both(consul, kube, tmp_path)
 
 
-def test_people_alone_decide_where_there_is_no_rule(both: Both) -> None:
+def test_without_a_rule_only_annotated_services_count(both: Both) -> None:
     """No warning that nothing is selected, and the mirroring of their Endpoints is checked."""
     both.person("web", annotations={"output": "endpoints"})
     found = both.check()
@@ -228,7 +228,7 @@ def test_neither_a_rule_nor_a_service_is_a_warning(both: Both) -> None:
     )
 
 
-def test_a_role_under_which_people_are_served_is_enough(both: Both) -> None:
+def test_a_role_for_annotated_services_is_enough(both: Both) -> None:
     """The Services are never written, so no verb that writes them is asked for; what is written is."""
     both.person("web")
     for verb in ("create", "patch", "delete"):
@@ -309,7 +309,7 @@ def test_services_of_ours_that_no_rule_makes_any_more_must_be_deletable(both: Bo
     assert (state, text.partition(" ->")[0]) == ("failed", "not allowed: delete services")
 
 
-def test_what_a_person_asks_for_is_read(both: Both) -> None:
+def test_what_a_user_asks_for_is_read(both: Both) -> None:
     """A filter that Consul refuses, and a service past what the output carries."""
     for n in range(1001):
         both.consul.register("crowd", f"vm-c{n}", f"10.1.{n >> 8}.{n & 255}", 80)
@@ -323,7 +323,7 @@ def test_what_a_person_asks_for_is_read(both: Both) -> None:
     assert found["reading web"][1].endswith(" -> consul-bridge/filter of Service default/odd")
 
 
-def test_what_a_person_asks_for_in_vain_is_a_warning(both: Both) -> None:
+def test_what_a_user_asks_for_and_cannot_get_is_a_warning(both: Both) -> None:
     """Each with its reason, on one line."""
     both.person("web")
     both.person("nobody", annotations={"service": "nix"})
@@ -361,7 +361,7 @@ def test_a_listing_that_fails_after_the_probe_of_the_token_is_reported(both: Bot
     assert "answers 500" in found["services of dc1"].detail
 
 
-def test_a_service_of_a_rule_whose_name_a_person_has_taken_is_told(both: Both) -> None:
+def test_a_service_of_a_rule_whose_name_a_user_has_taken_is_reported(both: Both) -> None:
     """The annotated Service wins a name."""
     both.consul.register("other", "vm-2", "10.0.0.2", 80)
     both.person("web", annotations={"service": "other"})
@@ -371,7 +371,7 @@ def test_a_service_of_a_rule_whose_name_a_person_has_taken_is_told(both: Both) -
     )  # fmt: skip
 
 
-def test_a_rule_with_slices_beside_a_person_with_endpoints_needs_both(both: Both) -> None:
+def test_a_rule_with_slices_beside_a_user_with_endpoints_needs_both(both: Both) -> None:
     """The union of what both need."""
     both.person("own", annotations={"service": "web"})
     rule = Rule(services=("web",), to=Destination(output=Output.ENDPOINTSLICES))
@@ -410,7 +410,7 @@ def test_connections_come_in_one_section_with_where_and_as_whom(both: Both) -> N
     assert places == list(range(places[0], places[0] + len(section)))
 
 
-def test_a_server_that_does_not_tell_who_we_are_is_no_failure(both: Both) -> None:
+def test_a_server_without_self_subject_reviews_is_no_failure(both: Both) -> None:
     """SelfSubjectReview came with Kubernetes 1.28; and a refused one is left to the probes that follow."""
     both.kube.inject(Fault(status=404), times=9, path="selfsubjectreviews")
     found = both.check()
@@ -421,7 +421,7 @@ def test_a_server_that_does_not_tell_who_we_are_is_no_failure(both: Both) -> Non
     assert "kubernetes user" not in both.check()
 
 
-def test_a_certificate_and_a_token_are_told_with_their_ends(
+def test_a_certificate_and_a_token_are_reported_with_their_ends(
     both: Both, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A JWT names its end; what is in the kubeconfig and ends soon is a warning, and so is what has ended."""
@@ -442,7 +442,7 @@ def test_a_certificate_and_a_token_are_told_with_their_ends(
     assert states["over"][1].endswith("-> renew it where it stands")
 
 
-def test_a_proxy_and_an_unverified_server_are_told(both: Both, tmp_path: Path) -> None:
+def test_a_proxy_and_an_unverified_server_are_reported(both: Both, tmp_path: Path) -> None:
     """Which way, from which setting; that the server's certificate is not verified is a warning with its remedy."""
     path = Path(both.kube.kubeconfig(tmp_path, name="other.kubeconfig"))
     config = json.loads(path.read_text())
@@ -495,7 +495,7 @@ def test_the_remedy_fits_what_is_wrong(
     assert remedy.format(path=path) in text.partition(" -> ")[2]
 
 
-def test_services_of_somebody_else_that_are_in_the_way_are_told(both: Both) -> None:
+def test_foreign_services_that_are_in_the_way_are_reported(both: Both) -> None:
     """With why, and what may help; one that may be taken over is none."""
     rule = Rule(services=("web",), to=Destination(namespace="apps"))
     assert "conflicts" not in both.check(rule)
@@ -516,7 +516,7 @@ MISTYPED = (
 )
 
 
-def test_what_is_mistyped_is_told_with_what_there_is(both: Both) -> None:
+def test_what_is_mistyped_is_reported_with_what_there_is(both: Both) -> None:
     """Tags and kinds of addresses, by check and by a dry run, which is no failure."""
     both.consul.register(
         "web",
@@ -541,7 +541,7 @@ def test_what_is_mistyped_is_told_with_what_there_is(both: Both) -> None:
     assert sum("tag 'sql'" in row.reason for row in report.warnings) == 1  # that of the rule for many services is usual
 
 
-def test_a_namespace_that_does_not_exist_is_told_by_a_dry_run(both: Both) -> None:
+def test_a_namespace_that_does_not_exist_is_reported_by_a_dry_run(both: Both) -> None:
     """Once, with the remedy; one that exists, or that may not be looked at, is not reported."""
     rules = [Rule(services=("web",), to=Destination(namespace=name)) for name in ("nosuch", "apps")]
     rules = [replace(rule, continues=True) for rule in rules]

@@ -132,7 +132,7 @@ def test_changes_that_nothing_names_do_not_wait_for_the_next_listing(recorder: R
 # --------------------------------------------------------------------------- few services: a watch each
 
 
-def test_listings_and_views_are_told_as_they_change(recorder: Recorder) -> None:
+def test_listings_and_views_are_reported_as_they_change(recorder: Recorder) -> None:
     with FakeConsul() as consul:
         queries = fill(consul, 3)
         with watching(consul, recorder) as catalog:
@@ -151,7 +151,7 @@ def test_listings_and_views_are_told_as_they_change(recorder: Recorder) -> None:
             assert (status["direct_watches"], status["aggregate_watches"]) == (3, False)
 
 
-def test_what_does_not_change_is_not_told(recorder: Recorder) -> None:
+def test_what_does_not_change_is_not_reported(recorder: Recorder) -> None:
     with filled(recorder, 3, wait_seconds=0.2) as (consul, _, _):
         assert recorder.wait(lambda: "dc1" in recorder.listings)
         for n in range(5):
@@ -238,7 +238,7 @@ def test_a_bad_filter_is_one_services_trouble_and_not_asked_hot(recorder: Record
             assert recorder.troubles == {}
 
 
-def test_an_unknown_datacenter_is_said_for_the_query(recorder: Recorder) -> None:
+def test_an_unknown_datacenter_is_reported_for_the_query(recorder: Recorder) -> None:
     with FakeConsul() as consul, watching(consul, recorder) as catalog:
         query = Query("dc9", "web")
         catalog.want(frozenset({query}))
@@ -481,7 +481,7 @@ def at_rest(watch: module.DatacenterWatch, service: str) -> bool:
     return covered and polled and time.monotonic() - rang > missed_changes.JUDGE_SECONDS
 
 
-def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
+def test_a_change_without_a_hint_is_found_by_the_verification_and_counted(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the service gets a direct watch for it, and the listing rings for something else all the time."""
@@ -527,7 +527,7 @@ def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
         assert eventually(lambda: watch.status()["missed_lately"] == ["s050"])
 
 
-def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
+def test_what_a_verification_sees_before_a_read_that_was_due_is_no_miss(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(missed_changes, "JUDGE_SECONDS", 3.0)
@@ -549,7 +549,7 @@ def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
         assert watch.status()["missed_changes"] == 0, watch.status()["missed_lately"]
 
 
-def test_at_rest_next_to_nothing_is_asked(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_steady_state_next_to_nothing_is_asked(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 120.0)
     with filled(recorder, 60, connections=12, wait_seconds=120.0) as (consul, _, _):
         settled(consul)
@@ -577,7 +577,7 @@ def test_when_consul_goes_away_everything_known_stays_and_comes_back(recorder: R
         assert recorder.count("rebuilt") == 0
 
 
-def test_after_a_return_nobody_sleeps_out_a_long_backoff(recorder: Recorder) -> None:
+def test_after_a_return_no_long_backoff_is_waited_out(recorder: Recorder) -> None:
     with FakeConsul() as consul:
         queries = fill(consul, 5)
         config = consul_config(address=consul.address, wait_seconds=5.0)
@@ -673,7 +673,7 @@ def test_threads_and_connections_of_services_that_are_gone_go_as_well(
             assert eventually(lambda: slots() == 8)
 
 
-def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
+def test_what_a_narrowed_token_no_longer_shows_stays_and_is_reported(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queries that wait get an empty answer that says nothing of ACLs: only a plain read tells."""
@@ -691,7 +691,7 @@ def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
 
 
 @pytest.mark.parametrize("services", [2, 40], ids=["direct watches", "aggregate_watches"])
-def test_that_nodes_are_hidden_from_the_token_is_told_until_they_can_be_seen(recorder: Recorder, services: int) -> None:
+def test_nodes_hidden_from_the_token_are_reported_until_they_can_be_seen(recorder: Recorder, services: int) -> None:
     """With every view, or the endpoints that a better token once saw would be taken for gone."""
     with FakeConsul() as consul:
         queries = fill(consul, services)
@@ -743,7 +743,7 @@ def test_a_token_that_is_taken_away_stops_the_asking_and_one_that_works_again_is
             assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
 
 
-def test_429_makes_the_budget_smaller_and_says_so(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_429_makes_the_budget_smaller_and_reports_it(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     from bridge.consul.ratelimit import AdaptiveConcurrency
 
     monkeypatch.setattr(AdaptiveConcurrency, "QUIET_SECONDS", 3.0)
@@ -867,7 +867,7 @@ def test_closing_is_quick_while_consul_is_silent(recorder: Recorder) -> None:
             time.sleep(0.2)
 
 
-def test_after_closing_nobody_is_told_anything(recorder: Recorder) -> None:
+def test_after_closing_nothing_is_reported(recorder: Recorder) -> None:
     with FakeConsul() as consul:
         queries = fill(consul, 30)
         with watching(consul, recorder, connections=12) as catalog:

@@ -96,7 +96,7 @@ def test_a_consul_that_takes_fewer_connections_than_the_budget_makes_it_smaller_
     assert any("too many concurrent connections" in text for text in said)
 
 
-def test_a_service_with_ten_thousand_instances_is_told_whole_and_holds_nobody_up(recorder: Recorder) -> None:
+def test_a_service_with_ten_thousand_instances_is_reported_whole_and_delays_no_other(recorder: Recorder) -> None:
     with FakeConsul() as consul:
         queries = fill(consul, 30)
         big = Query("dc1", "big")
@@ -135,7 +135,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
 
 
 @pytest.mark.parametrize("what", ["flips", "output only"])
-def test_a_check_that_changes_two_hundred_times_a_second_costs_a_bounded_share_and_starves_nobody(
+def test_a_check_that_changes_two_hundred_times_a_second_costs_a_bounded_share_and_delays_no_other(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     allowed = paced(monkeypatch)
@@ -196,7 +196,7 @@ def test_a_catalog_that_doubles_while_we_start_is_known_whole(recorder: Recorder
 
 
 @pytest.mark.parametrize("services", [50, 200])
-def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
+def test_after_an_outage_all_watches_come_back_spread_out_and_within_the_budget(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, services: int
 ) -> None:
     """Away: no more than a few questions a second from each. Back: each service after a wait of its own.
@@ -304,7 +304,7 @@ def test_while_consul_says_429_next_to_nothing_is_asked(recorder: Recorder) -> N
         assert nothing_was_taken_away(recorder)
 
 
-def test_retry_after_is_obeyed_by_sweeps(recorder: Recorder) -> None:
+def test_retry_after_is_honoured_by_sweeps(recorder: Recorder) -> None:
     with filled(recorder, 60, retry=PATIENT, connections=12) as (consul, _, _):
         settled(consul)
         path = "/v1/catalog/node-services"

@@ -56,7 +56,7 @@ def test_kept_connections_that_lead_nowhere_are_opened_anew(recorder: Recorder) 
 
 
 @pytest.mark.usefixtures("short_probes")
-def test_an_agent_that_answers_nobody_keeps_its_waiting_queries(recorder: Recorder) -> None:
+def test_an_agent_that_answers_no_request_keeps_its_waiting_queries(recorder: Recorder) -> None:
     """Cut-off queries keep their places at Consul's side: they are given up only where a new connection is better."""
     with filled(recorder, 3, wait_seconds=30.0, timeout_margin_seconds=2.0) as (consul, _, queries):
         asked = 2 * len(queries)  # a plain read and a query that waits

@@ -33,7 +33,7 @@ def programs(folder: Path) -> str:
     return str(folder)
 
 
-def test_without_any_servers_it_tells_the_same_story_on_stand_ins_and_says_so(tmp_path: Path) -> None:
+def test_without_any_servers_it_tells_the_same_story_on_stand_ins_and_reports_it(tmp_path: Path) -> None:
     """The first and the last line name them and the way to real ones; nothing is built, nothing is left."""
     before = checkout()
     environment = {

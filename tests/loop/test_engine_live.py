@@ -42,7 +42,7 @@ def _short(row: ServiceRow) -> tuple[tuple[int, int], tuple[int, int], str]:
     return (row.consul_ready, row.consul_not_ready), (row.kubernetes_ready, row.kubernetes_not_ready), row.state
 
 
-def test_nothing_is_said_before_the_first_pass(running: Running) -> None:
+def test_nothing_is_reported_before_the_first_pass(running: Running) -> None:
     """The page is served earlier than that."""
     bridge = running.bridge
     assert (bridge.services(), bridge.unmirrored(), bridge.explain("default", "web")) == ([], (), None)
@@ -79,7 +79,7 @@ def test_a_row_is_the_same_object_until_something_changes(running: Running, even
     assert (after[0] is before[0], after[1] is before[1]) == (True, False)
 
 
-def test_a_write_that_fails_is_told_and_forgotten(running: Running, eventually: Eventually) -> None:
+def test_a_write_that_fails_is_reported_and_forgotten(running: Running, eventually: Eventually) -> None:
     """With the server's reason; in sync again as soon as it is written."""
     running.start()
     running.kube.inject(KubeFault(status=403), times=10_000, method="PATCH", path=r"/endpoint\w+/web")

@@ -349,7 +349,7 @@ def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(h
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
-def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(harness: Harness, narrow: bool) -> None:
+def test_a_service_of_ours_that_lost_its_label_keeps_its_endpoints(harness: Harness, narrow: bool) -> None:
     """It is theirs from then on, and it is not a Service that was filled for anyone."""
     harness.register(12, "web")
     harness.sync()
@@ -362,7 +362,7 @@ def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(har
     assert len(harness.addresses("web")) == 12
 
 
-def test_a_mistyped_annotation_is_said_wherever_one_looks(harness: Harness) -> None:
+def test_a_mistyped_annotation_is_reported_wherever_one_looks(harness: Harness) -> None:
     """In the report of a pass, in the status and in the explanation; the Service is filled all the same."""
     harness.rules = ()
     harness.register(1, "pg")
@@ -378,7 +378,7 @@ def test_a_mistyped_annotation_is_said_wherever_one_looks(harness: Harness) -> N
     assert (row.state, set(row.detail.split("; ")), set(explanation.warnings)) == ("in_sync", said, said)
 
 
-def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(harness: Harness) -> None:
+def test_a_family_that_the_cluster_lacks_is_reported_once_it_is_known(harness: Harness) -> None:
     """The first pass asks for it, and Kubernetes answers with what there is."""
     harness.register(1, "web")
     harness.consul.register("web", "vm-6", "fd00::1", 80)
@@ -412,7 +412,7 @@ def test_a_service_is_found_by_its_name_in_kubernetes_and_in_another_case(harnes
     assert (harness.explained("xyz").found, harness.explained("xyz").notes) == (False, ())
 
 
-def test_without_rules_it_says_so_first_and_where_our_objects_are(harness: Harness) -> None:
+def test_without_rules_it_reports_that_first_and_where_our_objects_are(harness: Harness) -> None:
     """Whatever namespace a running bridge with rules has them in; another owner's are not ours."""
     harness.kube.add_namespace("storage")
     harness.consul.register("radosgw", "vm-1", "10.0.1.1", 80)
@@ -437,7 +437,7 @@ def test_without_rules_it_says_so_first_and_where_our_objects_are(harness: Harne
     assert with_rules.status().notes == ()
 
 
-def test_without_rules_and_without_the_right_to_look_everywhere_that_is_said(harness: Harness) -> None:
+def test_without_rules_and_without_the_right_to_look_everywhere_that_is_reported(harness: Harness) -> None:
     """The rest is reported all the same."""
     harness.consul.register("web", "vm-1", "10.0.1.1", 80)
     harness.kube.forbid("admin", "list", "services", "")

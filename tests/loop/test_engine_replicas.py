@@ -126,7 +126,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
             replica.stop()
 
 
-def test_a_second_installation_with_our_owner_id_is_said_and_never_takes_over(
+def test_a_second_installation_with_our_owner_id_is_reported_and_never_takes_over(
     harness: Harness, eventually: Eventually
 ) -> None:
     """It has other rules: were it to write, it would remove what the first one mirrors."""
@@ -174,7 +174,7 @@ def test_a_standby_tells_what_is_and_not_what_was(harness: Harness, eventually: 
     assert [leader.leads, standby.leads] == [True, False]
 
 
-def test_a_change_whose_writes_failed_first_is_measured_and_is_nobodys_doing(
+def test_a_change_whose_writes_failed_first_is_measured_and_counts_as_no_conflict(
     harness: Harness, eventually: Eventually
 ) -> None:
     """Four flips, each written at the third try: four observations, all of them slow, and no conflicting writer."""
@@ -227,7 +227,9 @@ def test_a_host_name_with_changing_addresses_is_no_conflicting_writer(
     assert "conflicting_writer" not in bridge.detail
 
 
-def test_who_undoes_us_is_a_conflicting_writer_although_writes_fail(harness: Harness, eventually: Eventually) -> None:
+def test_a_client_that_reverts_us_is_a_conflicting_writer_although_writes_fail(
+    harness: Harness, eventually: Eventually
+) -> None:
     """A repair that is tried again is still a repair. What left Consul goes all the same: it is not what they want."""
     harness.consul.register("web", "vm-1", "10.0.0.1", 80)
     harness.consul.register("leaving", "vm-2", "10.0.0.2", 80)

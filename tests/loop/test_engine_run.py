@@ -343,7 +343,7 @@ def test_429_makes_it_slower_and_nothing_is_lost(running: Running, eventually: E
     eventually(lambda: [running.ready(f"s-{n}") for n in range(30)], [[f"10.0.0.{n + 1}"] for n in range(30)], 30)
 
 
-def test_after_429_for_a_long_time_nobody_waits_by_himself(
+def test_after_429_for_a_long_time_no_thread_waits_on_its_own(
     running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gate waits, for all together; the objects' own backoff, which grows to a minute, is for their own faults."""
@@ -542,7 +542,7 @@ def test_a_second_owner_in_the_same_namespace_is_never_touched(
     assert running.kube.get("endpoints", "default", "web") == before
 
 
-def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
+def test_a_consul_that_was_rebuilt_while_no_bridge_ran_removes_nothing(
     running: Running, tmp_path: Path, eventually: Eventually
 ) -> None:
     """One machine restarts with both on it: what Kubernetes has tells what Consul lacks, however little it is."""
@@ -655,7 +655,7 @@ def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
 
 
 @pytest.mark.parametrize("deleted", [False, True], ids=["the label is taken off", "the Service is deleted"])
-def test_what_a_person_sends_away_goes_at_once_however_much_it_is(
+def test_what_a_user_no_longer_asks_for_goes_at_once_however_much_it_is(
     running: Running, tmp_path: Path, eventually: Eventually, deleted: bool
 ) -> None:
     """Half of all that there is, so this guard would hold it if Consul had lost it."""
@@ -781,7 +781,7 @@ def test_a_plugin_that_hangs_is_named_by_readiness_and_log_while_the_work_goes_o
     assert observer.warnings == ["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"]
 
 
-def test_a_server_that_is_not_verified_is_told_by_readiness_and_log(
+def test_a_server_that_is_not_verified_is_reported_by_readiness_and_log(
     running: Running, eventually: Eventually, tmp_path: Path
 ) -> None:
     """It works, and the report says so plainly."""

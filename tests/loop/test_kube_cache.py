@@ -474,7 +474,7 @@ def test_the_echo_of_a_write_that_was_answered_is_not_decoded(
     assert (len(decoded), reflector._position) == (fields != "in order", meta.resource_version)
 
 
-def test_an_edit_that_follows_our_write_at_once_is_told(fake: FakeKube, running: Running) -> None:
+def test_an_edit_that_follows_our_write_at_once_is_reported(fake: FakeKube, running: Running) -> None:
     """The echo is swallowed, the edit behind it is not."""
     running.write(create(endpoints(), "default", "radosgw"))
     fake.put("endpoints", ours("radosgw", "10.66.6.6"), manager="kubectl-edit")
@@ -513,7 +513,7 @@ def test_a_deletion_of_ours_is_not_undone_by_older_events(fake: FakeKube, runnin
     assert RADOSGW not in running.told
 
 
-def test_a_change_that_touches_nothing_of_interest_is_not_told_but_updates_the_version(
+def test_a_change_that_touches_nothing_of_interest_is_not_reported_but_updates_the_version(
     fake: FakeKube, running: Running
 ) -> None:
     """A user's label on our object: the next write needs the new version, no one needs a pass."""
@@ -670,7 +670,7 @@ def test_closing_interrupts_connecting(tmp_path: Path) -> None:
             filler.close()
 
 
-def test_a_thread_that_dies_of_a_bug_says_so(fake: FakeKube, client: KubeClient) -> None:
+def test_a_thread_that_dies_of_a_bug_is_reported(fake: FakeKube, client: KubeClient) -> None:
     """An exception out of `on_change` is no one's to swallow."""
     failures: list[BaseException] = []
 
@@ -901,7 +901,7 @@ def test_a_kind_that_is_not_there_keeps_nothing_else_waiting(fake: FakeKube, cli
         assert cache.close(20)
 
 
-def test_routes_that_nobody_asks_for_are_asked_for_again_once_we_may_and_only_ours(
+def test_routes_that_no_rule_asks_for_are_listed_again_once_allowed_and_only_ours(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the right is missing no list asks for them, and nothing waits; a kind that comes later is found as well."""

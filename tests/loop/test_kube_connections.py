@@ -222,7 +222,7 @@ def test_a_replaced_client_certificate_is_used_at_once_and_watches_follow(
     assert [name for name, path in seen if path == "/version"][-1] == "new"
 
 
-def test_half_a_pair_leaves_the_old_certificate_in_use_and_says_so(
+def test_half_a_pair_leaves_the_old_certificate_in_use_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Certificate and key are two files: between the two writes they do not belong together."""
@@ -329,7 +329,7 @@ GIVE = (
 )
 
 
-def test_a_plugin_that_hangs_keeps_nobody_waiting_and_is_named(
+def test_a_plugin_that_hangs_delays_no_request_and_is_named(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old token goes on; after the limit the plugin and its children are ended, and it is named."""
@@ -413,7 +413,7 @@ open(marker, 'a').write('x')
     client.close()
 
 
-def test_the_cluster_is_told_to_a_plugin_that_wants_it(fake: FakeKube, tmp_path: Path) -> None:
+def test_the_cluster_is_passed_to_a_plugin_that_wants_it(fake: FakeKube, tmp_path: Path) -> None:
     """provideClusterInfo: some plugins get a token per cluster."""
     body = f"""
 spec = json.loads(os.environ['KUBERNETES_EXEC_INFO'])['spec']

@@ -92,7 +92,7 @@ def held(bridge: Controller) -> list[str]:
     return [text.partition(":")[0] for text in bridge.ready()[1]["held"]]
 
 
-def test_a_user_who_asks_for_what_is_not_there_freezes_nobody(cluster: Cluster, eventually: Eventually) -> None:
+def test_a_user_who_asks_for_a_missing_service_causes_no_hold(cluster: Cluster, eventually: Eventually) -> None:
     """Thirty of thirty-six, switched away and then deleted: nothing of it is held, and one of six goes elsewhere."""
     with cluster.running() as bridge:
         eventually(lambda: filled(cluster), (30, 6, 12))
@@ -107,7 +107,7 @@ def test_a_user_who_asks_for_what_is_not_there_freezes_nobody(cluster: Cluster, 
         assert held(bridge) == []
 
 
-def test_a_user_who_narrows_by_tags_or_a_filter_freezes_nobody(cluster: Cluster, eventually: Eventually) -> None:
+def test_a_user_who_narrows_by_tags_or_a_filter_causes_no_hold(cluster: Cluster, eventually: Eventually) -> None:
     """What the request does not select any more goes at once, also what the bridge did not see happen."""
     with cluster.running() as bridge:
         eventually(lambda: filled(cluster), (30, 6, 12))
@@ -171,7 +171,7 @@ def test_a_hold_ends_when_its_sums_end_although_consul_has_no_news(cluster: Clus
         eventually(lambda: (cluster.ready("rules", "shared"), held(bridge)), (5, []), 10)
 
 
-def test_what_was_retired_while_nobody_ran_makes_no_other_team_wait(cluster: Cluster, eventually: Eventually) -> None:
+def test_what_was_retired_while_no_bridge_ran_delays_no_other_team(cluster: Cluster, eventually: Eventually) -> None:
     """Most of one team's services are gone at the start: it may be a rebuilt Consul, but only for that team."""
     for n in range(4):
         cluster.consul.register(f"old-{n}", f"old-{n}", f"10.9.0.{n + 1}", 80)
@@ -214,7 +214,7 @@ def test_a_running_bridge_lets_go_after_the_grace_when_a_grant_is_taken_back(
         eventually(lambda: cluster.ready("team-a", "store"), None)
 
 
-def test_one_more_namespace_takes_nothing_away_where_nothing_was_said_of_grants(cluster: Cluster) -> None:
+def test_one_more_namespace_removes_nothing_where_no_grants_are_configured(cluster: Cluster) -> None:
     """What was filled goes on being filled, from the same service; a new request is not answered."""
     cluster.sync(annotated=EVERYBODY)
     cluster.consul.deregister("db", "db-0")

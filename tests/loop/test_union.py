@@ -111,7 +111,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness
 
 
 @pytest.mark.parametrize("manager", ["cluster-mesh.example.org", ""])
-def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
+def test_a_slice_of_others_is_reported_everywhere_and_so_is_its_end(
     harness: Harness, eventually: Eventually, manager: str
 ) -> None:
     """State, metrics, log and Event of the running bridge; status, explain, check and plan; nothing is written."""
@@ -265,7 +265,7 @@ def test_a_second_look_is_tried_again(harness: Harness, monkeypatch: pytest.Monk
     assert (found, "lacks 10.0.0.1:80" in text) == ("failed", True)
 
 
-def test_a_mirror_that_follows_is_never_told_to_lag(
+def test_a_mirror_that_follows_is_never_reported_as_late(
     harness: Harness, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is always a little late: state, log and alerts do not flap for that, however busy this machine is."""

@@ -244,7 +244,7 @@ def test_a_failure_that_passes_still_keeps_the_first_pass_waiting(both: Both, ev
         eventually(lambda: (both.ready("default", "a"), both.ready("apps", "b")), (["10.0.0.1"], ["10.0.0.2"]), 20)
 
 
-def test_a_bridge_that_may_list_nothing_waits_and_says_so(both: Both, eventually: Eventually) -> None:
+def test_a_bridge_that_may_list_nothing_waits_and_reports_it(both: Both, eventually: Eventually) -> None:
     """As it always did."""
     both.kube.forbid("admin", "list", "services")
     with both.running() as bridge:

@@ -57,7 +57,7 @@ def test_nothing_is_left_behind(how: signal.Signals) -> None:
     wait_until(lambda: not left_of(folder), 30, f"nothing being left of {folder}", 0.2)
 
 
-def test_up_starts_it_for_a_person_and_down_ends_it(tmp_path: Path) -> None:
+def test_up_starts_it_for_a_user_and_down_ends_it(tmp_path: Path) -> None:
     """`up --pods`, then kubectl as the printed variables have it, then `down`."""
     no_cluster()
     env = {**os.environ, "LAB_HOME": str(tmp_path / "home")}
@@ -83,7 +83,7 @@ def test_up_starts_it_for_a_person_and_down_ends_it(tmp_path: Path) -> None:
     wait_until(lambda: not left_of(folder), 30, f"nothing being left of {folder}", 0.2)
 
 
-def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_user_than_root_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sentence that says what to do, before anything is made."""
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     assert trouble() == "nodes are made by root alone (mounts, cgroups, containers): run it as root"

@@ -77,7 +77,7 @@ def test_every_step_is_run_although_one_failed_and_failures_are_named_in_the_ord
     assert all(f"== fast {n}\n{n}\n== fast {n} " in said for n in range(6))
 
 
-def test_who_needs_servers_waits_for_their_build_and_begins_when_it_failed_as_well(
+def test_a_step_with_servers_waits_for_their_build_and_begins_when_that_failed_as_well(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     built = tmp_path / "built"
@@ -90,7 +90,7 @@ def test_who_needs_servers_waits_for_their_build_and_begins_when_it_failed_as_we
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-def test_ctrl_c_and_sigterm_end_all_steps_and_show_what_they_said(
+def test_ctrl_c_and_sigterm_end_all_steps_and_show_their_output(
     tmp_path: Path, eventually: Eventually, number: signal.Signals
 ) -> None:
     """A step can still clean up; one that does not listen is killed with all that it started."""
@@ -179,9 +179,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({"LAB_CONSUL_ADDR": "http://consul.example:8500"}, True), ({"CI": "true", "LAB_PROVIDER": "none"}, False),
     ],
 )  # fmt: skip
-def test_servers_are_built_when_somebody_wants_them(
-    bare: dict[str, str], further: dict[str, str], wanted: bool
-) -> None:
+def test_servers_are_built_when_a_step_needs_them(bare: dict[str, str], further: dict[str, str], wanted: bool) -> None:
     assert servers_are_wanted({**bare, **further}) is wanted
 
 

@@ -111,7 +111,7 @@ def test_a_worker_that_fails_fails_the_measurement() -> None:
         run_threads([lambda: None, fail])
 
 
-def test_what_nobody_names_leaves_the_nodes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_names_no_node_leaves_the_nodes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that changes, or a new one, would name its services to the bridge, and the sweep would not be measured."""
     sent: list[dict[str, Any]] = []
     consul = RawConsul("http://127.0.0.1:1")
@@ -155,7 +155,7 @@ def test_only_open_connections_of_the_process_to_the_port_count(monkeypatch: pyt
     assert connections(1, 8500, "\n".join(["head", *rows])) == 2
 
 
-def test_what_a_server_holds_is_told_by_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_at_a_server_are_counted_by_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a client that is gone the server may hold a connection still; one that listens is none."""
     monkeypatch.setattr(watching, "sockets", lambda _pid: {"1", "2", "3", "4"})
 
@@ -307,7 +307,7 @@ def measured_by(works: dict[str, Callable[[Collected], None]], monkeypatch: pyte
     return command.run(list(works), 5000), saved
 
 
-def test_a_part_that_fails_is_told_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_is_reported_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report is saved after each."""
 
     def fail(_out: Collected) -> None:

@@ -33,7 +33,7 @@ def test_a_ratio_is_met_up_to_its_limit(value: float, ok: bool) -> None:
     assert (found.ok, found.ratio, found.row) == (ok, f"{value / 10:.2f} x", "flip")
 
 
-def test_a_figure_beside_its_floor_is_judged_by_nobody() -> None:
+def test_a_figure_beside_its_floor_is_not_judged() -> None:
     """However much more it is."""
     found = beside("x", 30.0, 10.0)
     assert (found.ok, found.target, found.ratio) == (None, "", "3.00 x")
@@ -84,7 +84,7 @@ def test_a_report_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert report.load(tmp_path / "report.json") == saved
 
 
-def test_a_file_that_is_no_report_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     """With what to do."""
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(ValueError, match="remove it"):

@@ -181,7 +181,7 @@ def test_status_says_why_something_is_held_once_and_each_command_on_one_line() -
     assert len(status_screen(status, 80, 12).splitlines()) < 12
 
 
-def test_watching_ends_when_nobody_reads_and_survives_a_server_that_is_away(
+def test_watching_ends_without_a_reader_and_survives_an_absent_server(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last table stays, with the reason; elsewhere than on a terminal each reading is a line of JSON."""
@@ -271,7 +271,7 @@ def rows_of(*addresses: str, node: str = "vm", ports: str = "8080", group: str =
     )
 
 
-def test_what_is_the_same_for_all_instances_is_said_once_above_them() -> None:
+def test_what_is_the_same_for_all_instances_is_reported_once_above_them() -> None:
     """What is left of twelve healthy instances is their names and addresses; one alone has its row whole."""
     lines = explanation_text(replace(EXPLANATION, rows=rows_of("10.0.0.1", "10.0.0.2")), 80).splitlines()
     (above,) = (line for line in lines if line.startswith("In all 2 rows: "))

@@ -94,7 +94,7 @@ def test_the_namespaces_of_the_rules_and_the_watched_ones(run: Run, purge: Purge
     assert purge.calls == [("default", ("a", "b", "old"), True)]
 
 
-def test_nothing_to_purge_is_said_and_fine(run: Run, purge: Purge) -> None:
+def test_nothing_to_purge_is_reported_and_fine(run: Run, purge: Purge) -> None:
     """With the owner and the place, so that a wrong one is seen."""
     purge.plan = plan()
     result = run("purge")

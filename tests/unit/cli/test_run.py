@@ -315,7 +315,7 @@ def test_a_token_that_changes_in_the_file_is_taken(tmp_path: Path) -> None:
     assert "secret" not in json.dumps(log)
 
 
-def test_a_rule_that_is_never_used_is_said_once_for_each_set_of_rules(tmp_path: Path) -> None:
+def test_a_rule_that_is_never_used_is_reported_once_for_each_set_of_rules(tmp_path: Path) -> None:
     """At the start, and again when other rules are taken."""
     file = tmp_path / "bridge.yaml"
     one = {"name": "one", "to": {"namespace": "a"}}

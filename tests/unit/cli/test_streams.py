@@ -126,7 +126,7 @@ def test_machine_output_stands_alone_on_standard_output(
     assert "BRIDGE_CONECTIONS: no such setting" in result.stderr
 
 
-def test_what_failed_is_said_once_where_both_streams_are_one() -> None:
+def test_what_failed_is_reported_once_where_both_streams_are_one() -> None:
     """A terminal, or `2>&1`: the table has said it."""
     prelude = """
         import bridge.oneshot.sync as s
@@ -218,14 +218,14 @@ def test_sync_asks_before_it_deletes_on_a_terminal(flags: list[str], answer: byt
     assert ("Delete 1 object?" in text) is (not flags)
 
 
-def test_sync_does_not_ask_where_nobody_can_answer() -> None:
+def test_sync_does_not_ask_without_a_terminal() -> None:
     """In a CronJob or a pipeline."""
     done_ = process("sync", prelude=DELETING, stdin=subprocess.DEVNULL)
     assert done_.returncode == 0
     assert "1 object deleted" in done_.stdout
 
 
-def test_a_terminal_gets_colour_and_no_color_is_obeyed() -> None:
+def test_a_terminal_gets_colour_and_no_color_is_honoured() -> None:
     """https://no-color.org"""
     prelude = DELETING
     _, text = on_a_terminal("sync", "--yes", prelude=prelude, answer=b"")
@@ -271,7 +271,7 @@ def test_a_full_disk_is_an_error() -> None:
     assert "Traceback" not in done_.stderr
 
 
-def test_nobody_reading_standard_error_is_no_error() -> None:
+def test_a_closed_standard_error_is_no_error() -> None:
     """`bridge sync 2>&-` and friends."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -295,7 +295,7 @@ def test_a_name_that_the_encoding_lacks_is_escaped() -> None:
     assert "\\u5b58\\u50a8" in done_.stdout
 
 
-def test_no_service_selected_is_also_said_when_the_last_ones_go(run: Run, engine: Engine) -> None:
+def test_no_service_selected_is_also_reported_when_the_last_ones_go(run: Run, engine: Engine) -> None:
     """A mistyped glob must not look like a success."""
     doomed = done(plan(change(Action.DELETE)))
     engine.report = report(doomed, dry_run=False)
@@ -340,7 +340,7 @@ def interrupted(number: int, writing: bool, stubborn: bool = False) -> tuple[int
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_writing_lets_the_objects_in_hand_finish(number: int, status: int) -> None:
+def test_a_signal_while_writing_lets_the_writes_in_flight_finish(number: int, status: int) -> None:
     """Then the report says what was done, and the status that it was interrupted."""
     got, out, errors = interrupted(number, writing=True)
     assert got == status

@@ -37,7 +37,7 @@ def without_rules(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     "flags", [[], ["--yes"], ["--namespace", "storage"], ["--output-kind", "endpoints"], ["--config", "FILE"]], ids=str
 )
-def test_sync_refuses_where_nobody_can_be_asked(flags: list[str], run: Run, engine: Engine, without_rules: str) -> None:
+def test_sync_refuses_without_a_terminal(flags: list[str], run: Run, engine: Engine, without_rules: str) -> None:
     """Status 2, before any server is asked, with both ways to mean it. Where to write is no answer to what."""
     given = [without_rules if flag == "FILE" else flag for flag in flags]
     result = run("sync", *given, selects=False)
@@ -49,7 +49,7 @@ def test_sync_refuses_where_nobody_can_be_asked(flags: list[str], run: Run, engi
 @pytest.mark.parametrize(
     "flags", [["--service", "*"], ["--tag", "s3"], ["--filter", "true"], ["--dry-run"], ["--config", "FILE"]], ids=str
 )
-def test_whoever_says_what_is_meant_or_only_looks_is_let_through(
+def test_a_command_that_selects_or_only_reads_is_allowed(
     flags: list[str], run: Run, engine: Engine, tmp_path: Path
 ) -> None:
     """`rules: []` says something as well: nothing but annotated Services."""
@@ -94,7 +94,7 @@ def test_run_refuses_to_start(without_rules: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--namespace", "storage"]], ids=str)
-def test_check_says_so(flags: list[str], run: Run) -> None:
+def test_check_reports_it(flags: list[str], run: Run) -> None:
     """A warning, since looking works."""
     result = run("check", "--offline", *flags)
     assert result.exit_code == 0

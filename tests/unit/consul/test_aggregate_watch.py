@@ -52,12 +52,12 @@ def test_a_check_that_goes_over_to_another_service_names_both() -> None:
     assert aggregate_watch.flips({key: before}, {key: after}).services == {"db": 9, "web": 0}
 
 
-def test_nothing_new_names_nobody() -> None:
+def test_without_a_change_nothing_is_named() -> None:
     body = {("vm", "c"): WEB, ("vm", "alive"): ("", "critical", 3, "")}
     assert aggregate_watch.flips(body, dict(body)) == aggregate_watch.ChangeHints()
 
 
-def test_after_silence_everybody_on_either_list_is_named() -> None:
+def test_after_a_gap_all_on_either_list_are_named() -> None:
     before, after = {("vm", "c"): WEB}, {("vm", "d"): ("db", "critical", 3, ""), ("n", "x"): ("", "critical", 2, "")}
     assert aggregate_watch.hints_after_gap(before, after) == aggregate_watch.ChangeHints(
         services={"web": 0, "db": 3}, nodes={"n": 2}
@@ -101,7 +101,7 @@ CHECKS = st.dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(CHECKS, CHECKS)
-def test_whoever_differs_is_named_and_nobody_else(
+def test_only_services_and_nodes_that_differ_are_named(
     before: aggregate_watch.Checks, after: aggregate_watch.Checks
 ) -> None:
     differ = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}

@@ -75,7 +75,7 @@ def test_one_login_serves_all_until_it_is_due(server: Server, login: Login) -> N
     assert set(login.secrets()) == {"jwt-1", "t1", "t2"}
 
 
-def test_a_renewal_that_fails_leaves_the_token_in_hand_until_it_ends(server: Server, login: Login) -> None:
+def test_a_renewal_that_fails_leaves_the_current_token_until_it_ends(server: Server, login: Login) -> None:
     """It is tried again every 5 s; at the end of the token the failure is everybody's."""
     login.token()
     server.failure = TransientError("away")

@@ -175,7 +175,7 @@ def test_an_entry_that_no_consul_serves_makes_the_answer_trouble(broken: Any, ot
     ],
     ids=["no id", "id", "node", "address", "node's address"],
 )
-def test_what_anybody_may_register_and_nobody_can_use_is_left_out_with_its_reason(
+def test_instances_that_cannot_be_used_are_left_out_with_their_reason(
     odd: dict[str, Any], name: str, reason: str
 ) -> None:
     """It neither hides nor freezes the other instances."""
@@ -284,7 +284,7 @@ ODD = st.builds(
 
 @settings(max_examples=400, deadline=None)
 @given(JSON | SHAPED)
-def test_nothing_that_anybody_answers_raises_anything_but_trouble(data: Any) -> None:
+def test_no_answer_raises_anything_but_trouble(data: Any) -> None:
     for of, shape in SHAPES.items():
         with contextlib.suppress(TransientError):
             of(answer(data, shape))

@@ -116,7 +116,7 @@ def test_the_token_appears_in_no_error(status: int) -> None:
     ("header", "seconds"),
     [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("99999", 300.0), ("Wed, 21 Oct", None), ("nan", None), (None, None)],
 )
-def test_retry_after_is_obeyed_within_reason(header: str | None, seconds: float | None) -> None:
+def test_retry_after_is_honoured_within_reason(header: str | None, seconds: float | None) -> None:
     headers = {} if header is None else {"Retry-After": header}
     error = faults.of_answer(ASKED, 429, headers, b"slow down")
     assert isinstance(error, TransientError)

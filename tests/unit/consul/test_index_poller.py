@@ -188,7 +188,7 @@ def test_after_another_consul_node_indexes_are_learnt_anew() -> None:
     assert field.moved == []
 
 
-def test_a_verification_asks_for_every_service_whoever_watches_it() -> None:
+def test_a_verification_asks_for_every_service_even_if_it_is_watched() -> None:
     field = Field(services=100, nodes=None)
     field.subscriptions[3].watched = True
     field.probes.services["s4"] = 8
@@ -407,7 +407,7 @@ def test_one_long_poll_is_paid_for_by_a_long_rest() -> None:
     assert field.jobs.waiting
 
 
-def test_only_what_was_read_before_somebody_listened_is_verified() -> None:
+def test_only_what_was_read_before_a_watch_began_is_verified() -> None:
     field = Field(services=100, nodes=10)
     assert len(field.poll(field.poller.poll_unverified)) == 110  # nothing yet to build on: nodes, then all services
     assert all(subscription.verified_index for subscription in field.subscriptions)

@@ -27,7 +27,7 @@ def test_quiet_time_fills_the_bucket_up_to_the_burst_and_no_further() -> None:
     assert [bucket.take() for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
 
 
-def test_whoever_waits_as_told_keeps_exactly_to_the_rate() -> None:
+def test_waiting_as_required_keeps_exactly_to_the_rate() -> None:
     clock = Clock()
     bucket = TokenBucket(rate=20.0, burst=10.0, clock=clock)
     taken = 0

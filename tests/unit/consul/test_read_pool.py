@@ -43,7 +43,7 @@ def test_the_urgent_ones_go_first_and_now_and_then_one_of_the_others() -> None:
     assert done[FAIR * 3 :] == ["now"] * 3 + ["first"] * 2 + ["poll"]
 
 
-def test_whoever_rings_without_end_keeps_neither_first_reads_nor_polls_waiting() -> None:
+def test_hints_without_end_delay_neither_first_reads_nor_polls() -> None:
     one = readers(threads=3)
     first, poll, both = threading.Event(), threading.Event(), threading.Event()
 

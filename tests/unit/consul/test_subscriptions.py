@@ -30,7 +30,7 @@ def table(namespace: str = "", partition: str = "") -> tuple[SubscriptionTable, 
     return SubscriptionTable(told, namespace, partition), told
 
 
-def test_news_is_told_once() -> None:
+def test_news_is_reported_once() -> None:
     one, told = table()
     ((subscription,), _) = one.want([WEB])
     assert one.publish(subscription, known("a"), 1.0) is Published.SAME  # the first view is no change
@@ -48,7 +48,7 @@ def test_what_a_view_says_of_hidden_and_left_out_instances_reaches_the_listener(
     assert ([state for _, state, _ in told], subscription.known) == ([shown], shown)
 
 
-def test_not_knowing_is_told_and_knowing_again_too_even_when_nothing_changed() -> None:
+def test_a_failed_read_is_reported_and_its_end_too_even_when_nothing_changed() -> None:
     one, told = table()
     ((subscription,), _) = one.want([WEB])
     one.publish(subscription, known("a"), 1.0)
@@ -69,7 +69,7 @@ def test_a_view_that_was_overtaken_is_refused() -> None:
     assert [state for _, state, _ in told] == [known("new"), known("newer")]
 
 
-def test_nobody_hears_of_what_is_no_longer_wanted() -> None:
+def test_what_is_no_longer_wanted_is_not_reported() -> None:
     one, told = table()
     ((subscription,), _) = one.want([WEB])
     one.want([], [WEB])
@@ -161,7 +161,7 @@ def test_instances_that_did_not_change_stay_the_same_objects() -> None:
     assert all(new is old for new, old in zip(subscription.known.instances, first.instances, strict=False))
 
 
-def test_who_reads_can_lend_his_thread() -> None:
+def test_a_reading_thread_can_write_itself() -> None:
     """The offer reaches the listener with the news, and no other thread is offered."""
     offers: list[Any] = []
     lent: list[Any] = []

@@ -155,7 +155,7 @@ def test_one_connection_serves_many_requests() -> None:
         client.close()
 
 
-def test_an_idle_connection_that_the_server_closed_is_opened_again_and_told() -> None:
+def test_an_idle_connection_that_the_server_closed_is_opened_again_and_reported() -> None:
     told: list[int] = []
     with raw_server(lambda *_: OK) as (address, requests):
         transport = Transport(parse_address(address), on_reconnect=lambda: told.append(1))

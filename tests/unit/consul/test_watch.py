@@ -124,7 +124,7 @@ def test_after_any_error_the_next_read_is_plain(error: BridgeError) -> None:
     assert script.failed == [str(error)]
 
 
-def test_after_a_wake_the_next_read_is_plain_and_nobody_waits() -> None:
+def test_after_a_wake_the_next_read_is_plain_and_does_not_wait() -> None:
     script = Script([answer(7), CancelledError("woken"), answer(7)])
     assert steps(script) == [Step.TAKEN, Step.DISCARDED, Step.TAKEN]
     assert script.asked == [0, 7, 0]
@@ -236,7 +236,7 @@ def test_a_large_answer_postpones_the_next_question() -> None:
     assert script.slept == [2.0]
 
 
-def test_run_ends_when_it_is_told_to() -> None:
+def test_run_ends_when_it_is_asked_to() -> None:
     script = Script([answer(1), answer(2), answer(3)])
     one = watch(script)
     script.usable = lambda found: found.index < 2 or not one._stop.set()  # type: ignore[func-returns-value]

@@ -197,7 +197,7 @@ def test_a_proxy_that_is_not_there_is_not_taken_for_consul() -> None:
         (b"SSH-2.0-OpenSSH\r\n", "gives no answer to CONNECT consul.example:8501"),
     ],
 )
-def test_a_tunnel_that_a_proxy_refuses_is_said_with_its_words(
+def test_a_tunnel_that_a_proxy_refuses_is_reported_with_its_words(
     answer: bytes | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TLS goes through CONNECT. The answer is closed: Python 3.13 and later write a traceback for one that is not."""
@@ -380,7 +380,7 @@ REMOTE = "http://consul.example:8500"
         ),
     ],
 )
-def test_what_is_not_safe_is_said(config: ConsulConfig, said: list[str]) -> None:
+def test_what_is_not_safe_is_reported(config: ConsulConfig, said: list[str]) -> None:
     """Verification that is off, and secrets in the clear beyond this host."""
     found = warnings_of(config)
     assert len(found) == len(said)

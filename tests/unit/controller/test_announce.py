@@ -60,7 +60,7 @@ def heard() -> Heard:
     return Heard()
 
 
-def test_creations_and_removals_are_said_with_their_source(heard: Heard) -> None:
+def test_creations_and_removals_are_reported_with_their_source(heard: Heard) -> None:
     """Updates are not: a busy service would fill the namespace with Events."""
     made = plan(change(Action.CREATE, Kind.SERVICE), change(Action.CREATE, Kind.ENDPOINTS))
     heard.announcer.outcome(Outcome(made, made.changes), 0.01)
@@ -76,7 +76,7 @@ def test_creations_and_removals_are_said_with_their_source(heard: Heard) -> None
     assert heard.take() == [("Mirrored", "Service", "removed Endpoints: its service is gone from Consul")]
 
 
-def test_each_switch_of_datacenters_is_said_when_the_service_says_it(heard: Heard) -> None:
+def test_each_switch_of_datacenters_is_reported_when_the_service_says_it(heard: Heard) -> None:
     """A plan whose Service could not be written is none."""
     why = Reason(Code.FAILED_OVER, active="fra", preferred="ams", why="it has no instance")
     over = ActiveDatacenter(name="fra", why=why, preferred=False, before="ams")
@@ -98,7 +98,7 @@ def test_an_event_is_about_the_object_that_is_there(heard: Heard) -> None:
     assert (event.about.uid, event.type, event.action) == ("uid-of-the-service", "Warning", "Mirror")
 
 
-def test_trouble_is_said_once_and_again_when_it_changes(heard: Heard) -> None:
+def test_trouble_is_reported_once_and_again_when_it_changes(heard: Heard) -> None:
     """Conflicts, skips, warnings: not at every pass."""
     conflict = Conflict(TARGET, Kind.SERVICE, said("it has a selector"))
     first = Outcome(plan(conflicts=(conflict,), skipped=(Skipped("radosgw", "vm-1", said("port 0")),)))
@@ -133,7 +133,7 @@ def test_many_skipped_instances_are_counted(heard: Heard) -> None:
     assert note == "vm-1: port 0; vm-2: port 0; vm-3: port 0; vm-4: port 0; vm-5: port 0; and 2 more"
 
 
-def test_only_refusals_that_last_are_said(heard: Heard) -> None:
+def test_only_refusals_that_last_are_reported(heard: Heard) -> None:
     """A server that is away is no property of the object."""
     made = plan(change(Action.UPDATE))
     heard.announcer.outcome(Outcome(made, (), (Failure(made.changes[0], TransientError("no connection")),)), None)
@@ -142,7 +142,7 @@ def test_only_refusals_that_last_are_said(heard: Heard) -> None:
     assert heard.take() == [("WriteFailed", "Service", "update of Endpoints: 403: quota")]
 
 
-def test_a_hold_is_said_when_it_begins_and_ends(heard: Heard) -> None:
+def test_a_hold_is_reported_when_it_begins_and_ends(heard: Heard) -> None:
     """The engine tells it again and again."""
     states = StateChanges(heard.announcer)
     held = Held(TARGET, Code.HELD_REMOVAL, 12, "12 ready endpoints are kept", removed=True, flips=False)
@@ -154,13 +154,13 @@ def test_a_hold_is_said_when_it_begins_and_ends(heard: Heard) -> None:
     ]
 
 
-def test_a_name_that_consul_cannot_be_asked_about_is_said_on_the_service(heard: Heard) -> None:
+def test_a_name_that_consul_cannot_be_asked_about_is_reported_on_the_service(heard: Heard) -> None:
     """The target's annotation names it; no other target gets the Event."""
     heard.announcer.read(Query("dc1", ".."), Unknown("cannot be asked for", lasting=True), [TARGET])
     assert heard.take() == [("ReadFailed", "Service", "Consul service ..: cannot be asked for")]
 
 
-def test_a_filter_that_consul_refuses_is_said_on_the_service(heard: Heard) -> None:
+def test_a_filter_that_consul_refuses_is_reported_on_the_service(heard: Heard) -> None:
     """A timeout is not: it fixes itself. Nor is what concerns the whole Consul."""
     filtered = Query("dc1", "radosgw", filter="Service.Meta.tier != canary")
     heard.announcer.read(filtered, Unknown("timed out"), [TARGET])

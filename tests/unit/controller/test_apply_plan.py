@@ -162,7 +162,7 @@ def test_the_slice_of_an_old_port_keeps_what_lives_while_the_new_one_is_refused(
     assert addresses(cluster) == ["10.0.0.1", "10.0.0.2"]
 
 
-def test_what_was_done_in_place_of_a_change_is_not_said_to_be_left_undone() -> None:
+def test_what_was_done_in_place_of_a_change_is_not_reported_as_left_undone() -> None:
     """The report tells what failed and what was written, each once."""
     cluster = Cluster()
     current = cluster.current()

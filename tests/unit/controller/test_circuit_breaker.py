@@ -30,7 +30,7 @@ def test_a_well_server_lets_as_many_in_as_there_are_writers() -> None:
     breaker.wake()
 
 
-def test_it_is_free_while_all_is_well_and_somebody_would_be_let_in() -> None:
+def test_it_is_free_while_all_is_well_and_a_write_would_begin() -> None:
     """Who has better things to do than to wait asks before."""
     clock = Clock()
     breaker = CircuitBreaker(2, POLICY, threading.Event(), clock)

@@ -34,7 +34,7 @@ class Clock:
         return self.now
 
 
-def test_a_lag_within_the_window_is_nobodys_business() -> None:
+def test_a_lag_within_the_window_is_not_reported() -> None:
     """However often the mirror is late: each time it caught up."""
     clock = Clock()
     window = DeviationWindow(clock, 5.0)
@@ -46,7 +46,7 @@ def test_a_lag_within_the_window_is_nobodys_business() -> None:
         assert window.judge(DEVIATING) == QUIET
 
 
-def test_a_lag_that_lasts_is_told_and_ends_when_it_has_caught_up() -> None:
+def test_a_lag_that_lasts_is_reported_and_ends_when_it_has_caught_up() -> None:
     """From its begin on, whatever was planned in between."""
     clock = Clock()
     window = DeviationWindow(clock, 5.0)
@@ -79,7 +79,7 @@ def test_a_service_that_never_rests_is_in_sync_while_its_mirror_follows() -> Non
         assert window.judge(plan) == replace(plan, deviations=(), deviations_recent=True)
 
 
-def test_a_mirror_that_stopped_is_told_although_the_service_never_rests() -> None:
+def test_a_mirror_that_stopped_is_reported_although_the_service_never_rests() -> None:
     """What is missing or superfluous changes at each look, but some of it stays."""
     clock = Clock()
     window = DeviationWindow(clock, 5.0)
@@ -113,7 +113,7 @@ def test_nothing_is_in_sync_before_it_was_seen_to_be() -> None:
     assert window.judge(DEVIATING) == replace(DEVIATING, deviations_recent=True)
 
 
-def test_without_a_window_it_is_told_at_once() -> None:
+def test_without_a_window_it_is_reported_at_once() -> None:
     """A command looks once."""
     window = DeviationWindow(Clock(), 0.0)
     window.judge(AGREED)

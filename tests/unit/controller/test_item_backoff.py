@@ -112,7 +112,7 @@ def test_waits_grow_with_every_failure_of_a_key_and_start_again_after_a_success(
     ] * 4
 
 
-def test_the_server_is_never_asked_sooner_than_it_said() -> None:
+def test_the_server_is_never_asked_sooner_than_retry_after() -> None:
     """Retry-After is the least wait."""
     table: BackoffTable[str] = BackoffTable(RetryPolicy(initial_seconds=0.01, max_seconds=0.02))
     assert table.failed("a", TransientError("busy", retry_after_seconds=9.0)) == 9.0

@@ -8,7 +8,7 @@ from bridge.core.model import Target
 WEB = Target("default", "web")
 
 
-def test_the_first_of_several_changes_counts_and_who_takes_them_has_them_all() -> None:
+def test_the_first_of_several_changes_counts_and_a_worker_takes_all_of_them() -> None:
     """The lag is that of the change which has waited longest."""
     pending = PendingChanges()
     for at in (3.0, 1.0, 2.0):

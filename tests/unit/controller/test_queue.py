@@ -82,7 +82,7 @@ def flapping(queue: WorkQueue[str], clock: Clock, seconds: float) -> list[tuple[
     return found
 
 
-def test_keys_that_come_without_end_keep_nobody_waiting_for_ever() -> None:
+def test_keys_that_come_without_end_starve_no_other() -> None:
     """A creation has its turn after a second, the loss of a last endpoint after two; until then updates go first."""
     clock = Clock()
     queue: WorkQueue[str] = WorkQueue(clock)
@@ -131,7 +131,7 @@ def test_a_less_urgent_wish_changes_nothing() -> None:
     assert drain(queue) == ["a", "b"]
 
 
-def test_a_key_in_somebodys_hands_is_not_handed_out_twice() -> None:
+def test_a_key_that_a_worker_holds_is_not_handed_out_twice() -> None:
     """What changes while it is worked on is worked on afterwards."""
     queue: WorkQueue[str] = WorkQueue()
     queue.add("a")
@@ -256,7 +256,7 @@ def test_the_end_of_work_wakes_no_worker_that_waits_for_some() -> None:
     assert looked == sorted(name for name in asked if name.startswith("worker")) == [w.name for w in workers]
 
 
-def test_a_claimed_key_is_nobody_elses_until_it_is_done() -> None:
+def test_a_claimed_key_is_handed_to_no_other_worker_until_it_is_done() -> None:
     """What waits of it is done with it, a delay included; what comes meanwhile is handed out afterwards."""
     queue: WorkQueue[str] = WorkQueue(Clock())
     queue.add("a", delay_seconds=60)

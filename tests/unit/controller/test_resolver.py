@@ -126,7 +126,7 @@ def test_the_last_good_answer_stays_while_lookups_fail(dns: Dns, make: Make) -> 
     assert dns.heard.qsize() == 1
 
 
-def test_a_changed_answer_is_told_to_all_who_use_the_name_and_an_equal_one_to_nobody(dns: Dns, make: Make) -> None:
+def test_a_changed_answer_reaches_every_target_of_the_name_and_an_equal_one_none(dns: Dns, make: Make) -> None:
     """Names are asked for again and again; the order of addresses in an answer means nothing."""
     dns.answers["db.test"] = ("10.0.0.1", "10.0.0.2")
     resolver = make(QUICK)
@@ -161,7 +161,7 @@ def test_a_name_that_failed_is_asked_for_again_soon(dns: Dns, make: Make) -> Non
     assert dns.heard.get(timeout=SECONDS) == {"web"}
 
 
-def test_a_name_that_nobody_needs_any_more_is_forgotten(dns: Dns, make: Make) -> None:
+def test_a_name_that_no_target_needs_any_more_is_forgotten(dns: Dns, make: Make) -> None:
     """Each question replaces what its user needed before."""
     resolver = make(LASTING)
     resolver.resolve("one", ["a.test", "b.test"])

@@ -25,7 +25,7 @@ class Clock:
         return self.now
 
 
-def test_another_writer_is_said_at_the_third_write_and_forgotten_after_the_window() -> None:
+def test_another_writer_is_reported_at_the_third_write_and_forgotten_after_the_window() -> None:
     """With the owner id, an object, and the remedy."""
     clock = Clock()
     rivals = ConflictingWriters("me", clock)
@@ -52,7 +52,7 @@ def test_what_the_replica_before_us_wrote_is_no_rival() -> None:
 
 
 @pytest.mark.parametrize("removal", [False, True])
-def test_who_undoes_us_is_said(removal: bool) -> None:
+def test_a_client_that_reverts_us_is_reported(removal: bool) -> None:
     """Until it has been quiet for the window."""
     clock = Clock()
     rivals = ConflictingWriters("me", clock)
@@ -78,7 +78,7 @@ def test_what_comes_back_again_and_again_is_left_for_a_while() -> None:
     assert rivals.may_delete(WEB)
 
 
-def test_who_edits_what_we_want_keeps_nothing_that_left_consul() -> None:
+def test_an_edit_of_our_objects_keeps_nothing_that_left_consul() -> None:
     """A controller that fights over a label wants none of what we take away."""
     rivals = ConflictingWriters("me", Clock())
     for _ in range(10):

@@ -141,7 +141,7 @@ def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Out
     ids=["output", "hostnames", "hostnames of meta", "tags", "blank", "all that there are",
          "unknown ones", "many unknown ones"],
 )  # fmt: skip
-def test_what_is_not_understood_is_said(marks: dict[str, str], warnings: tuple[str, ...]) -> None:
+def test_what_is_not_understood_is_reported(marks: dict[str, str], warnings: tuple[str, ...]) -> None:
     """It is filled all the same, as if that had not been set."""
     asked = request_of(service({**ASKING, **{f"consul-bridge/{k}": v for k, v in marks.items()}}), "dc1")
     assert isinstance(asked, tuple)
@@ -155,7 +155,7 @@ def test_what_others_set_is_none_of_our_business() -> None:
     assert asked[0].warnings == ()
 
 
-def test_what_a_person_asks_for_stays_within_the_installations_bounds() -> None:
+def test_what_a_user_asks_for_stays_within_the_installations_bounds() -> None:
     """An annotation has no networks of its own: those of the settings bound it."""
     bounds = Bounds(allow_cidrs=("10.64.0.0/10",))
     asked = request_of(service(ASKING), "dc1", Annotated(bounds))
@@ -210,7 +210,7 @@ def test_what_was_not_granted_looks_as_if_it_did_not_exist() -> None:
     assert asked.detail == "no grant in `annotated` lets namespace apps ask for pg-main in dc1"
 
 
-def test_a_filter_that_was_not_granted_is_said_whatever_exists() -> None:
+def test_a_filter_that_was_not_granted_is_reported_whatever_exists() -> None:
     """It depends on the grants alone, so it tells nothing of Consul."""
     asked = request_of(service(FILTERED), "dc1", Annotated(grants=(Grant(),)))
     assert isinstance(asked, Refusal)
@@ -252,7 +252,7 @@ def test_grants_that_were_given_hold_whatever_is_watched() -> None:
         (Annotated(Bounds(deny_namespaces=("apps",)), (), unsaid=True), {("dc1", "pg-main")}, False),
     ],
 )
-def test_where_nothing_was_said_of_grants_what_is_filled_stays_filled(
+def test_where_no_grants_are_configured_what_is_filled_stays_filled(
     annotated: Annotated, filled_from: set[tuple[str, str]], granted: bool
 ) -> None:
     """From the service that it was filled from, and from no other; what an operator refuses is refused."""
@@ -360,7 +360,7 @@ OURS = (("consul-bridge/owner", "default"),)
     ids=["no Service", "a user's", "annotations are left", "another value", "it asks", "being deleted", "ours",
          "ours once, written", "ours once, a label", "ours once, an annotation"],
 )  # fmt: skip
-def test_a_service_that_a_person_made_and_that_does_not_ask_is_abandoned(
+def test_a_service_that_a_user_made_and_that_does_not_ask_is_abandoned(
     found: CurrentService | None, abandoned: bool
 ) -> None:
     """One of our own making is not, although a user took the label of its owner off."""

@@ -92,7 +92,7 @@ def test_a_host_with_more_around_it_is_refused_with_what_was_meant() -> None:
 @pytest.mark.parametrize(
     "text", ["db", "db.example.com", "db.example.com.", "vm-1", "1and1.example", "a" * 63 + ".b" * 60]
 )
-def test_host_names_are_told_apart(text: str) -> None:
+def test_host_names_are_distinguished(text: str) -> None:
     """They may be resolved."""
     found = normalize.parse(text)
     assert isinstance(found, normalize.Refused)

@@ -160,7 +160,7 @@ def test_a_service_that_lost_its_name_learns_to_whom() -> None:
         (Known(()), "0 instances"),
     ],
 )
-def test_what_consul_said(knowledge: Known | Unknown | None, consul: str) -> None:
+def test_what_consul_answered(knowledge: Known | Unknown | None, consul: str) -> None:
     """Unknown is not empty."""
     assert explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=knowledge).consul == consul
 
@@ -189,14 +189,14 @@ def test_instances_are_shown_without_a_rule_too() -> None:
     assert [(r.address, r.disposition) for r in shown.rows] == [("10.0.0.1", "ready")]
 
 
-def test_what_nobody_can_use_has_a_row_with_its_reason() -> None:
+def test_an_unusable_instance_has_a_row_with_its_reason() -> None:
     left_out = Known((), invalid=(("vm/x", said("too long")),))
     shown = explain("db", "dc1", tags=set(), rules=[Rule()], knowledge=left_out)
     assert shown.rows == (Row("vm/x", "", "", "", "none", "", "skipped", "too long", "absent"),)
     assert shown.consul == "1 instance"
 
 
-def test_holds_and_conflicts_are_said() -> None:
+def test_holds_and_conflicts_are_reported() -> None:
     """With their own sentences; what needs no writing is no difference."""
     plan = Plan(
         TARGET,
@@ -273,7 +273,7 @@ def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> No
     assert shown.unaccounted == ("10.0.0.3:8080 ready",)
 
 
-def test_hostnames_are_told_and_why_an_instance_has_none() -> None:
+def test_hostnames_are_reported_and_why_an_instance_has_none() -> None:
     """As the plan gives them: what shares the target counts as well."""
     named = replace(rule(headless=True, hostname_from="node"), services=("rados*",))
     here = (instance(node="vm1"), instance("10.0.0.2", node="vm2.b"), instance("10.0.0.3", node="vm3"))
@@ -330,7 +330,7 @@ SPREAD = (
 
 
 @pytest.mark.parametrize("planned_only", [True, False], ids=["only planned", "as it stands"])
-def test_each_endpoint_is_told_its_subset_and_its_slice(planned_only: bool) -> None:
+def test_each_endpoint_shows_its_subset_and_its_slice(planned_only: bool) -> None:
     """A subset has both families, a slice has one; a slice has one endpoint here."""
     by = rule(output=Output.BOTH, max_endpoints_per_slice=1)
     cluster = Cluster()
@@ -348,7 +348,7 @@ def test_each_endpoint_is_told_its_subset_and_its_slice(planned_only: bool) -> N
     assert [group[1:] for group in groups] == [[by_slice[i.address]] for i in SPREAD[:4]] + [[]]
 
 
-def test_a_group_that_the_plan_deletes_or_fills_is_told_as_it_will_be() -> None:
+def test_a_group_that_the_plan_deletes_or_fills_is_reported_as_it_will_be() -> None:
     """From slices to Endpoints and back; what the plan does not mention stays."""
     slices, whole = rule(output=Output.ENDPOINTSLICES), rule()
 
@@ -404,7 +404,7 @@ def test_a_service_that_several_rules_mirror_is_explained_by_each_and_names_the_
     assert [row.disposition for row in both[0].rows] == ["not selected"] * 2
 
 
-def test_a_rule_that_does_not_get_its_target_is_told_who_has_it() -> None:
+def test_a_rule_that_does_not_get_its_target_names_the_one_that_has_it() -> None:
     """The places of both rules stand in the problem."""
     same = replace(REPLICA, to=PRIMARY.to, place="bridge.yaml:9:5")
     claims = TargetAssignments()
@@ -459,7 +459,7 @@ def test_what_needs_a_look_comes_first_and_numbers_count() -> None:
     assert [row.instance for row in shown.rows] == [f"vm/rgw-{n}" for n in (5, 3, 1, 2, 10, 4)]
 
 
-def test_a_check_that_fails_says_what_it_said_without_credentials() -> None:
+def test_a_check_that_fails_shows_its_output_without_credentials() -> None:
     """Bounded, and only while the instance is not passing."""
     said = "HTTP GET http://u:pw@vm/: 503 password=hunter2 \x1b[2J" + "x" * 500
     found = (

@@ -137,7 +137,7 @@ def test_where_none_carries_the_traffic_yet_the_unreachable_are_passed_over(
     assert (choose(refused, POLICY, Memory(), NOW) is None) == any(c.doubt for c in found)
 
 
-def test_why_the_first_does_not_carry_it_is_told_while_nothing_is_known_of_it() -> None:
+def test_why_the_first_does_not_carry_it_is_reported_while_nothing_is_known_of_it() -> None:
     """A datacenter that refuses us has not fewer instances for that."""
     ams = Candidate(datacenter="ams", ready=0, registered=0, doubt="forbidden", stale="forbidden")
     fra = Candidate(datacenter="fra", ready=1, registered=1)

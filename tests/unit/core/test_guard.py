@@ -541,7 +541,7 @@ def test_a_hold_can_be_let_go_after_a_time() -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_what_is_let_go_on_purpose_is_charged_to_nobody(force: bool) -> None:
+def test_what_is_removed_on_purpose_is_counted_nowhere(force: bool) -> None:
     """Neither in the same breath nor afterwards: an ordinary removal elsewhere would be held until an operator acts."""
     guard = Guard(guard_settings(hold_release_seconds=None if force else 100))
     held(guard, [taking(0, 60, before=60), taking(1, 0, before=40)], 100, 0.0)
@@ -553,7 +553,7 @@ def test_what_is_let_go_on_purpose_is_charged_to_nobody(force: bool) -> None:
     assert TARGETS[1] in held(guard, [taking(1, 21, before=38)], 38, 101.0)
 
 
-def test_what_a_person_sends_away_is_held_by_nothing_and_charged_to_nothing() -> None:
+def test_what_a_user_no_longer_asks_for_is_neither_held_nor_counted() -> None:
     """Not even while Consul is being rebuilt; and the next loss is judged as if it had not been."""
     guard = Guard(guard_settings())
     guard.rebuilt("dc1", 0.0)
@@ -596,7 +596,7 @@ def test_what_a_user_changes_may_come_and_go_at_once_and_counts_for_nothing() ->
     assert TARGETS[1] in held(guard, [taking(1, 31)], 90, 2.0)
 
 
-def test_a_hold_whose_time_is_over_counts_for_nobody_before_it_is_planned() -> None:
+def test_a_hold_whose_time_is_over_does_not_count_before_it_is_planned() -> None:
     """It is planned after another target, and is let go all the same."""
     guard = Guard(guard_settings(hold_release_seconds=100))
     held(guard, [taking(0, 60), taking(1, 30)], 100, 0.0)

@@ -105,7 +105,7 @@ def test_what_has_a_name_in_kubernetes_keeps_it() -> None:
     assert given_to(claims, foreign) == ["vm1", "hostname_taken"]
 
 
-def test_who_has_none_is_told_who_has_it() -> None:
+def test_a_service_without_the_name_names_its_holder() -> None:
     """By the instance's name."""
     taken = assign([claim("vm1.a", "10.0.0.1"), claim("vm1.b", "10.0.0.2")], None)[1]
     assert taken == Reason(Code.HOSTNAME_TAKEN, holder="vm1.a/10.0.0.1", hostname="vm1")
@@ -158,7 +158,7 @@ def test_names_are_unique_whatever_the_order_and_stay(found: list[Claim], shuffl
         ),
     ],
 )
-def test_who_has_a_name_is_decided_in_one_pass(
+def test_the_winner_of_a_name_is_decided_in_one_pass(
     before: list[tuple[str, str, int, Status]], after: list[tuple[str, str, int, Status]]
 ) -> None:
     """A second one, which sees what the first has written, changes nothing."""

@@ -58,7 +58,7 @@ def test_nothing_is_written_for_the_name_of_another_one(by: str) -> None:
     assert planned(written(A), by, "10.0.0.1").writes == ()
 
 
-def test_what_names_nobody_is_signed_once() -> None:
+def test_objects_without_an_installation_are_signed_once() -> None:
     """After an upgrade, and after a command from elsewhere; not where objects may only be created."""
     cluster = written("")
     assert planned(cluster, "", "10.0.0.1").writes == ()
@@ -77,7 +77,7 @@ def test_slices_that_may_not_be_changed_are_not_signed() -> None:
     assert Kind.ENDPOINT_SLICE not in {c.kind for c in lacking.writes if c.action is Action.UPDATE}
 
 
-def test_who_writes_the_content_is_named_and_that_it_was_another_ones_is_said() -> None:
+def test_the_writer_of_the_content_is_named_and_the_owner_before_it() -> None:
     """A command from elsewhere leaves the name as it is."""
     cluster = written(A)
     cluster.apply(planned(cluster, "", "10.0.0.1", "10.0.0.2"))
@@ -99,7 +99,7 @@ def test_who_writes_the_content_is_named_and_that_it_was_another_ones_is_said() 
     ids=["another output", "a spare slice"],
 )
 @pytest.mark.parametrize(("by", "said"), [(A, ()), (B, ("installation_changed",)), ("", ())])
-def test_what_is_not_needed_beside_what_stands_goes_and_whose_it_was_is_said(
+def test_what_is_not_needed_beside_what_stands_goes_and_whose_it_was_is_reported(
     wanted: Output, addresses: tuple[str, ...], goes: str, by: str, said: tuple[str, ...]
 ) -> None:
     """It would lead to addresses that are gone. A deletion alone is reported, too: nothing else is written here."""
@@ -127,7 +127,7 @@ def test_what_another_installation_wrote_does_not_go() -> None:
     [(A, {}), ("", {}), (B, {"force": True}), (B, {"dismissed": True})],
     ids=["its own", "not known", "forced", "sent away by a user"],
 )
-def test_it_goes_where_that_is_somebodys_decision(by: str, more: dict[str, Any]) -> None:
+def test_it_goes_where_an_operator_decided_that(by: str, more: dict[str, Any]) -> None:
     """As everything of ours does."""
     found = planned(written(A), by, **more)
     assert (set(verbs(found)), found.conflicts) == ({"delete Endpoints", "delete EndpointSlice", "delete Service"}, ())

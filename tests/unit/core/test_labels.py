@@ -60,7 +60,7 @@ def test_a_selector_matches_as_in_kubernetes(selector: str, found: bool) -> None
         ("!", "write key=value"),
     ],
 )
-def test_what_is_no_selector_is_told(selector: str, said: str) -> None:
+def test_what_is_no_selector_is_reported(selector: str, said: str) -> None:
     """With where it stops to be one, or the word that is none."""
     with pytest.raises(ValueError, match=said):
         labels.parse(selector)
@@ -82,7 +82,7 @@ def test_fields_give_the_same_as_the_string_form() -> None:
     ("operator", "values", "said"),
     [("in", ("a",), "there are In, NotIn"), ("In", (), "takes values"), ("Exists", ("a",), "takes no values")],
 )
-def test_wrong_fields_are_told(operator: str, values: tuple[str, ...], said: str) -> None:
+def test_wrong_fields_are_reported(operator: str, values: tuple[str, ...], said: str) -> None:
     """As the API server would refuse them."""
     with pytest.raises(ValueError, match=said):
         labels.from_fields({}, [("env", operator, values)])

@@ -128,7 +128,7 @@ def test_an_object_that_we_wrote_and_that_lost_its_labels_is_named_as_such() -> 
     assert found.writes == ()
 
 
-def test_slices_and_endpoints_side_by_side_are_told_apart() -> None:
+def test_slices_and_endpoints_side_by_side_are_distinguished() -> None:
     """Slices say that we manage them and whose they are; the Endpoints beside them are not mirrored."""
     found = planned(mirror_of([instance()], rule(output=Output.BOTH)), Current(TARGET))
     by_kind = {c.kind: dict(c.body.labels) for c in found.changes if c.body is not None}
@@ -194,7 +194,7 @@ def test_endpoints_that_are_not_canonical_are_written_again() -> None:
         {"meta": meta(Kind.SERVICE, annotations=())},
     ],
 )
-def test_what_somebody_changed_about_our_service_is_put_back(change: dict[str, object]) -> None:
+def test_what_another_writer_changed_about_our_service_is_put_back(change: dict[str, object]) -> None:
     """Ports, families, labels and annotations that are ours."""
     desired = replace(mirror_of(instances(3)), service_ports=(Port("", 8080),), families=(Family.IPV4,))
     cluster = cluster_of(Output.ENDPOINTS)
@@ -248,7 +248,7 @@ def test_a_service_that_requires_both_families_goes_on_requiring_them() -> None:
     assert change.body.family_policy == "RequireDualStack"
 
 
-def test_a_dual_stack_service_on_a_single_stack_cluster_is_at_rest() -> None:
+def test_a_dual_stack_service_on_a_single_stack_cluster_is_in_sync() -> None:
     """It asked for both and got what the cluster has."""
     cluster = Cluster()
     settle(cluster, [instance(), instance("fd00::1")], rule())
@@ -337,7 +337,7 @@ def test_what_is_not_ours_is_left_alone_unless_it_is_handed_over(
         assert conflict.startswith(reason)
 
 
-def test_what_is_taken_over_says_so() -> None:
+def test_what_is_taken_over_is_reported() -> None:
     """In the plan, for people. The ports of an adopted Service stay."""
     current = Current(TARGET, service(None, (Port("web", 81),)))
     found = planned(mirror_of([instance()], None, current), current, adopt=Adopt.UNOWNED)
@@ -384,7 +384,7 @@ def test_an_alias_becomes_headless_or_not_as_the_rule_says() -> None:
         (service(None, has_selector=True), [], ["Service: it has a selector"]),
     ],
 )
-def test_a_persons_service_is_filled_and_never_written(
+def test_a_user_managed_service_is_filled_and_never_written(
     service_now: CurrentService | None, writes: list[str], reasons: list[str]
 ) -> None:
     """It is not even part of the changes."""
@@ -435,7 +435,7 @@ def test_a_target_that_goes_goes_with_its_service_last() -> None:
     assert cluster.current() == Current(TARGET, mirrored=())
 
 
-def test_what_a_person_sends_away_goes_and_is_not_lost() -> None:
+def test_what_a_user_no_longer_asks_for_is_removed_and_not_lost() -> None:
     """It is deleted like anything else; the guard has nothing to add up."""
     standing = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1", "10.0.0.2"))))
     found = plan(TARGET, None, standing, owner=OWNER, dismissed=True)
@@ -701,7 +701,7 @@ def test_switching_outputs_adds_before_it_removes(before: Output, after: Output,
     assert all(seen == standing for seen in cluster.seen)
 
 
-def test_slices_stay_while_nobody_has_looked_at_the_mirror() -> None:
+def test_slices_stay_while_the_mirror_was_not_looked_at() -> None:
     """And they follow every change, because what is ready in either gets traffic."""
     cluster = cluster_of(Output.ENDPOINTSLICES)
     cluster.apply(planned(mirror_of(instances(3), rule(), cluster.current()), cluster.current(mirrored=False)))
@@ -806,7 +806,7 @@ def test_what_gains_endpoints_is_written_before_what_loses_them() -> None:
     assert [c.name for c in planned(desired, current).writes if c.kind is Kind.ENDPOINT_SLICE] == ["b", "a"]
 
 
-def test_a_slice_that_somebody_filled_twice_is_mended() -> None:
+def test_a_slice_with_an_endpoint_twice_is_repaired() -> None:
     """No two slices hold one endpoint."""
     content = group(*ready("10.0.0.1"))
     current = Current(TARGET, service(), None, (slice_of("a", content), slice_of("b", content)))
@@ -1119,7 +1119,7 @@ def test_without_the_right_to_write_slices_endpoints_carry_everything(output: Ou
         )
 
 
-def test_without_that_right_what_cannot_be_mirrored_is_said_to_be_cut_off() -> None:
+def test_without_that_right_what_cannot_be_mirrored_is_reported_as_cut_off() -> None:
     """It is not only slower then."""
     current = Current(TARGET, service())
     found = plan(TARGET, mirror_of(TWO_PORTS, rule(), current), current, owner=OWNER, slices_forbidden=("patch",))

@@ -110,7 +110,9 @@ def test_ports_of_endpoints(found: Instance, by: Rule, ports: tuple[Port, ...]) 
         (instance("127.0.0.1", ports=named(("a.b", 1), ("a_b", 2))), Rule(), ()),
     ],
 )
-def test_a_named_port_that_is_dropped_or_replaced_is_said(found: Instance, by: Rule, warnings: tuple[str, ...]) -> None:
+def test_a_named_port_that_is_dropped_or_replaced_is_reported(
+    found: Instance, by: Rule, warnings: tuple[str, ...]
+) -> None:
     """Once, however many instances there are; nothing is reported of what is skipped anyway."""
     many = [replace(found, node=f"n{n}") for n in range(3)]
     assert translated(many, by, Current(TARGET, service(None if by.to.annotated else OWNER))).warnings == warnings
@@ -208,7 +210,7 @@ def test_a_service_that_becomes_multi_port_keeps_its_number_for_the_default_port
     assert mirror.service_ports == (Port("grpc", 9090), Port("http", 80))
 
 
-def test_ports_of_an_alias_or_of_a_service_with_a_selector_are_nobodys() -> None:
+def test_ports_of_an_alias_or_of_a_service_with_a_selector_are_not_used() -> None:
     """They are not kept when the Service is taken over, or never will be."""
     alias = Current(TARGET, service(ports=(Port("x", 1),), type="ExternalName"))
     assert mirror_of([instance()], None, alias).service_ports == (Port("", 8080),)
@@ -386,7 +388,7 @@ def test_target_ports_of_an_alias_are_not_kept() -> None:
         ((Port("dns", 53, "UDP", "dns"),), (53,), instance(), (Port("dns", 8080, "UDP", "dns"),)),
     ],
 )
-def test_a_persons_service_says_which_ports(
+def test_a_user_managed_service_says_which_ports(
     ports: tuple[Port, ...], target_ports: tuple[int, ...], found: Instance, expected: tuple[Port, ...]
 ) -> None:
     """As the table in `match` says. The Service itself is not part of the mirror."""
@@ -421,7 +423,9 @@ def test_a_tagged_addresss_port_that_is_none_skips_the_instance(number: int) -> 
         (Current(TARGET, service(None)), 70000, "port 70000 is not between 1 and 65535"),
     ],
 )
-def test_instances_that_fit_no_port_of_a_persons_service_are_skipped(current: Current, port: int, reason: str) -> None:
+def test_instances_that_fit_no_port_of_a_user_managed_service_are_skipped(
+    current: Current, port: int, reason: str
+) -> None:
     """With the reason."""
     found = translated([instance(port=port)], rule(annotated=True), current)
     assert found.mirror is not None
@@ -442,7 +446,7 @@ def test_instances_that_fit_no_port_of_a_persons_service_are_skipped(current: Cu
         ((Port("x", 1), Port("y", 2)), instance(ports=MULTI), ()),
     ],
 )
-def test_guesses_and_ports_without_endpoints_are_said(
+def test_guesses_and_ports_without_endpoints_are_reported(
     ports: tuple[Port, ...], found: Instance, codes: tuple[str, ...]
 ) -> None:
     """One port on either side is no guess."""
@@ -450,7 +454,7 @@ def test_guesses_and_ports_without_endpoints_are_said(
     assert codes_of(translated([found], rule(annotated=True), current).warnings) == codes
 
 
-def test_where_nobody_can_tell_which_port_is_meant_the_instance_is_skipped() -> None:
+def test_where_the_port_is_ambiguous_the_instance_is_skipped() -> None:
     """Two ports on either side, and nothing in common."""
     current = Current(TARGET, service(None, (Port("x", 1), Port("y", 2))))
     (skipped,) = translated([instance(ports=MULTI)], rule(annotated=True), current).skipped

@@ -408,7 +408,7 @@ def test_marks_can_be_read_back(names: list[tuple[str, str]]) -> None:
 
 
 @given(texts, texts)
-def test_annotations_that_people_wrote_raise_nothing(one: str, other: str) -> None:
+def test_annotations_that_users_wrote_raise_nothing(one: str, other: str) -> None:
     """Reading marks never fails, whatever exists."""
     ownership.origins(one, other)
 

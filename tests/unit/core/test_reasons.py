@@ -45,7 +45,7 @@ def test_no_label_is_made_of_a_sentence() -> None:
         assert "import re\n" not in (PACKAGE / path).read_text(), path
 
 
-def test_skips_and_warnings_are_told_apart() -> None:
+def test_skips_and_warnings_are_distinguished() -> None:
     """Each code has one metric."""
     assert not set(SKIPS) & set(WARNINGS)
 

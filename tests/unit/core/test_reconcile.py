@@ -86,14 +86,14 @@ def plan_of(consul_state: ConsulState, current: Current, **around: Any) -> Plan:
     return draft.plan
 
 
-def test_nothing_is_said_of_a_service_that_was_never_read() -> None:
+def test_nothing_is_reported_of_a_service_that_was_never_read() -> None:
     """What exists may be all of it, or nothing."""
     consul_state = ConsulState((rule(),), ("dc1",), 0.0)
     consul_state.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
     assert made(consul_state, standing("10.0.0.1")) is None
 
 
-def test_nothing_is_said_of_what_may_not_go_yet() -> None:
+def test_nothing_is_reported_of_what_may_not_go_yet() -> None:
     """No service feeds it, and that none ever will is not certain."""
     consul_state = ConsulState((), ("dc1",), 30.0)
     current = standing("10.0.0.1")
@@ -101,7 +101,7 @@ def test_nothing_is_said_of_what_may_not_go_yet() -> None:
     assert made(consul_state, current) is None
 
 
-def test_a_datacenter_that_is_not_read_is_told_to_who_asks_for_it() -> None:
+def test_a_datacenter_that_is_not_read_is_reported_on_the_service_that_asks_for_it() -> None:
     """The operator names datacenters; what exists stays."""
     consul_state = state(instance())
     consul_state.annotate(TARGET, Rule(to=Destination(annotated=True)), Query("dc9", "radosgw"), 0.0)

@@ -38,7 +38,7 @@ def cut(value: str) -> CurrentSlice:
     return replace(found, meta=replace(found.meta, ownership=(*found.meta.ownership, (RELEASED, value))))
 
 
-def test_the_stamp_is_the_time_of_day_for_people() -> None:
+def test_the_stamp_is_the_time_of_day_for_users() -> None:
     """To the microsecond, so that a second pass right after the first one has another."""
     assert STAMP == "2023-11-14T22:13:20.000000+00:00"
 
@@ -84,7 +84,7 @@ def settled(output: Output) -> Cluster:
 
 @pytest.mark.parametrize("output", list(Output))
 @pytest.mark.parametrize("left", [0, 3, 12, 13])
-def test_only_what_loses_endpoints_says_so(left: int, output: Output) -> None:
+def test_only_a_loss_of_endpoints_is_reported(left: int, output: Output) -> None:
     """Every object that is written then; a Service never does, and what only gains needs no release."""
     found = forced(settled(output), left, output)
     says = {c.kind: RELEASED in dict(c.body.annotations) for c in found.writes if c.body is not None}
@@ -104,7 +104,7 @@ def test_what_it_says_is_no_difference(output: Output) -> None:
     assert [c for c in more.writes if c.body is not None and RELEASED in dict(c.body.annotations)] == []
 
 
-def test_what_stands_in_for_a_slice_that_is_refused_says_so_too() -> None:
+def test_what_stands_in_for_a_slice_that_is_refused_is_reported() -> None:
     """The Endpoints that are mirrored meanwhile."""
     cluster = Cluster()
     settle(cluster, instances(12), rule(output=Output.ENDPOINTS))

@@ -171,7 +171,7 @@ def named(port_name: str, annotated: bool = False) -> Rule:
         ([("a", named("http", annotated=True)), ("b", named("x"))], ["a"], "the Service is annotated for it"),
     ],
 )
-def test_who_gets_a_name_that_several_want(
+def test_several_services_that_want_one_name(
     wanted: list[tuple[str, Rule]], owners: list[str], reason: str | None
 ) -> None:
     """One, by rank; or all of them when their ports have different names. All others learn why."""

@@ -38,12 +38,12 @@ def test_the_hash_never_changes() -> None:
     assert [shard_of(Target("storage", name), 16) for name in ("radosgw", "postgres", "ldap")] == PINNED
 
 
-def test_nobody_there_nobody_served() -> None:
+def test_without_candidates_no_shard_is_assigned() -> None:
     """No member, no share."""
     assert share(4, (), {0: "a"}) == {}
 
 
-def test_who_has_a_shard_keeps_it_within_its_share() -> None:
+def test_a_holder_keeps_its_shards_within_its_share() -> None:
     """Of four shards of one replica, two go to the one that joins."""
     assert share(4, ("a", "b"), dict.fromkeys(range(4), "a")) == {0: "a", 1: "a", 2: "b", 3: "b"}
 
@@ -53,7 +53,7 @@ def test_one_shard_stays_with_its_leader() -> None:
     assert share(1, ("a", "b", "c"), {0: "b"}) == {0: "b"}
 
 
-def test_a_free_shard_goes_to_who_joined_first() -> None:
+def test_a_free_shard_goes_to_the_replica_that_joined_first() -> None:
     """Whatever the names are: a leader that was started again joined last, and would have to wait for its own Lease."""
     assert share(1, ("a", "c"), {0: "b"}) == {0: "a"}
     assert share(1, ("c", "a"), {0: "b"}) == {0: "c"}

@@ -116,7 +116,7 @@ def test_an_endpoint_is_an_address_a_port_and_its_conditions(content: Group, wha
     assert said(compared(foreign(content))) == [("foreign_slice", what)]
 
 
-def test_an_empty_slice_sends_nobody_anywhere() -> None:
+def test_an_empty_slice_carries_no_traffic() -> None:
     """The control plane keeps one for a Service whose pods are gone."""
     assert compared(foreign(group())) == Seen()
 
@@ -156,7 +156,7 @@ def test_what_our_own_slices_have_is_not_missing_in_the_mirror() -> None:
     assert seen == Seen()
 
 
-def test_a_slice_of_ours_that_cannot_be_changed_is_told() -> None:
+def test_a_slice_of_ours_that_cannot_be_changed_is_reported() -> None:
     """The rights are missing: it sends traffic where it did."""
     seen = compare(TARGET, (WEB,), {"web-1": group(*ready("10.9.9.9"))}, mirrored(WEB), mirrored=True)
     assert said(seen) == [("slice_outdated", "has 10.9.9.9:8080, which Consul does not show")]
@@ -280,7 +280,7 @@ def test_without_objects_of_ours_there_is_nothing_to_compare(current: Current) -
     assert standing(current, OWNER) is None
 
 
-def test_an_endpoint_of_ours_counts_once_and_is_ready_where_one_object_says_so() -> None:
+def test_an_endpoint_of_ours_counts_once_and_is_ready_where_one_object_has_it_ready() -> None:
     """Endpoints and a slice hold the same two; a slice of others counts for nothing."""
     both = Group(Family.IPV4, (HTTP,), (*ready("10.0.0.1"), Endpoint("10.0.0.2", ready=False)))
     current = Current(

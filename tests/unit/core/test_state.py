@@ -77,7 +77,7 @@ def test_how_an_instance_was_before_its_tags_changed_is_known_while_it_is_there(
     assert seen("primary") == []
 
 
-def test_what_only_annotations_ask_for_is_told_apart() -> None:
+def test_what_only_annotations_ask_for_is_distinguished() -> None:
     """A service that a rule selects as well is the operator's business."""
     made = consul_state("web")
     theirs = Query("dc1", "..")
@@ -100,7 +100,7 @@ def test_a_target_whose_service_was_never_read_has_no_sources_yet() -> None:
     assert (made.sources(HERE), made.sources(Target("apps", "other"))) == (None, ())
 
 
-def test_nothing_is_said_of_combined_datacenters_before_each_has_answered_or_failed() -> None:
+def test_nothing_is_reported_of_combined_datacenters_before_each_has_answered_or_failed() -> None:
     """Whether one answers is a change for what is made of several, and for nothing else."""
     made = ConsulState((replace(RULES[0], datacenters=("dc1", "dc2"), combine=Combine.UNION),), ["dc1", "dc2"], 30.0)
     made.on_listing("dc1", listing("web"), 0.0)
@@ -273,7 +273,7 @@ def test_two_rules_mirror_one_service_each_with_its_own_instances() -> None:
     assert made.selected() == 1
 
 
-def test_a_rule_does_not_get_the_instances_of_another_while_nobody_has_that_ones_tag() -> None:
+def test_a_rule_does_not_get_the_instances_of_another_while_none_has_that_ones_tag() -> None:
     """Neither does what is nowhere come into being: nothing is read for it."""
     made = ConsulState((PRIMARY, REPLICA), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"replica"})}), 0.0)
@@ -284,7 +284,7 @@ def test_a_rule_does_not_get_the_instances_of_another_while_nobody_has_that_ones
 
 
 @pytest.mark.parametrize("first", ["memory", "the listing"])
-def test_what_stands_keeps_its_rule_across_a_restart_in_which_nobody_has_the_tag(first: str) -> None:
+def test_existing_objects_keep_their_rule_across_a_restart_without_the_tag(first: str) -> None:
     """Whether Kubernetes or Consul is read first; and it goes when a user deletes it, or the name leaves Consul."""
     made = ConsulState((PRIMARY,), ["dc1"], 30.0)
     listed = Listing({"db": frozenset({"replica"})})
@@ -303,7 +303,7 @@ def test_what_stands_keeps_its_rule_across_a_restart_in_which_nobody_has_the_tag
     assert (selected(made, FIRST), made.expire(1031.0), made.removable(FIRST, 1031.0)) == ([], {FIRST}, True)
 
 
-def test_what_a_person_deleted_while_nobody_has_the_tag_is_not_made_anew() -> None:
+def test_what_a_user_deleted_while_no_instance_has_the_tag_is_not_made_again() -> None:
     """Until one has it."""
     made = ConsulState((PRIMARY,), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"replica"})}), 0.0)
@@ -312,7 +312,7 @@ def test_what_a_person_deleted_while_nobody_has_the_tag_is_not_made_anew() -> No
     assert made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 3.0) == {FIRST}
 
 
-def test_a_rule_that_selects_nothing_is_told_once_its_datacenters_are_listed() -> None:
+def test_a_rule_that_selects_nothing_is_reported_once_its_datacenters_are_listed() -> None:
     """Its names match nothing, no instance has its tags, or an earlier rule takes all; unknown is not nothing."""
     nothing = Rule(name="nothing", services=("no-*",), datacenters=("dc1",))
     abroad = Rule(name="abroad", services=("no-*",), datacenters=("dc1", "dc2"))
@@ -346,7 +346,7 @@ def test_a_rule_that_selects_nothing_is_told_once_its_datacenters_are_listed() -
     assert made.rule_remarks() == ()
 
 
-def test_a_service_with_several_filters_is_gone_when_each_of_them_shows_nobody() -> None:
+def test_a_service_with_several_filters_is_gone_when_each_of_them_shows_no_instance() -> None:
     """One that still shows an instance proves that the listing is not the truth."""
     rules = (replace(PRIMARY, tags=(), filter="a"), replace(REPLICA, tags=(), filter="b"))
     made = ConsulState(rules, ["dc1"], 0.0)
@@ -371,7 +371,7 @@ def test_a_service_feeds_a_target_that_it_wants_by_two_rules_until_both_have_let
     assert made.on_view(DB, known("10.0.0.1")) == {Target("apps", "db")}
 
 
-def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> None:
+def test_what_is_read_of_a_service_that_is_no_longer_wanted_is_forgotten() -> None:
     """Also when it comes after the last change of what is wanted."""
     made = consul_state("web")
     other = Query("dc1", "other")
@@ -475,7 +475,7 @@ def test_a_service_that_left_while_it_was_being_written_is_known_to_be_gone() ->
     assert (made.commit_subscriptions(), made.known(WEB)) == ((frozenset(), frozenset({WEB})), None)
 
 
-def test_two_services_that_end_on_one_name_are_told_apart() -> None:
+def test_two_services_that_end_on_one_name_are_distinguished() -> None:
     """The one whose own name it is wins; the other takes over when that one is gone."""
     made = consul_state("web", "Web")
     losers = made.rejected(HERE)
@@ -518,7 +518,7 @@ def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_what_was_filled_for_a_service_that_asked_while_nobody_ran_goes_at_once(narrow: bool) -> None:
+def test_what_was_filled_for_a_request_withdrawn_while_no_bridge_ran_goes_at_once(narrow: bool) -> None:
     """Whatever the flags select: a user decided it. Consul still lists the service, so it has no part in that."""
     made = ConsulState(RULES, ["dc1"], 30.0, partial_selection=narrow)
     made.record_owned(HERE, [("dc1", "pg")], 0.0)
@@ -659,7 +659,7 @@ def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled(
     assert (made.unannotate(HERE, 4.0), made.unannotate(HERE, 4.0), made.refusal(HERE)) == ({HERE}, set(), None)
 
 
-def test_a_user_who_asks_for_what_was_not_granted_sends_away_what_was_filled() -> None:
+def test_a_request_that_was_not_granted_removes_what_was_filled() -> None:
     """At once: nothing was lost. A grant that is taken back waits for the grace, and is the guard's affair."""
     made = consul_state("web", "db", rules=())
     rule, other = Rule(to=Destination(namespace="apps", annotated=True)), Query("dc1", "db")
@@ -704,7 +704,7 @@ def test_what_is_not_asked_any_more_is_forgotten_with_the_next_wish() -> None:
     assert (made.known(WEB), made.known(Query("dc1", "db")), made.trouble()) == (known("10.0.0.1"), None, {})
 
 
-def test_annotations_for_what_rules_select_are_nobodys_alone() -> None:
+def test_what_rules_select_is_not_asked_for_by_annotations_alone() -> None:
     """Without annotations every wish is an operator's."""
     made = consul_state("web")
     assert made.asked_by_annotation_alone([WEB]) == set()
@@ -713,7 +713,7 @@ def test_annotations_for_what_rules_select_are_nobodys_alone() -> None:
     assert made.assignments.targets() == {HERE}
 
 
-def test_a_name_that_fits_nowhere_is_told_until_its_service_goes() -> None:
+def test_a_name_that_fits_nowhere_is_reported_until_its_service_goes() -> None:
     """A name without a letter or a digit has no form in Kubernetes."""
     made = ConsulState((Rule(to=Destination(namespace="apps")),), ["dc1"], 0.0)
     made.on_listing("dc1", listing("___"), 0.0)

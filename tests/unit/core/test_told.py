@@ -22,7 +22,7 @@ def test_a_warning_is_news_once_and_again_when_it_changes() -> None:
     assert found.is_news("other", ["a"], 0.0)
 
 
-def test_a_slice_that_others_write_all_the_time_is_told_once() -> None:
+def test_a_slice_that_others_write_all_the_time_is_reported_once() -> None:
     """What it has is no news, as long as it is that slice."""
     found = Told()
     news = [found.is_news("web", [foreign("mesh", f"has 10.9.9.{n}")], float(n)) for n in range(200)]
@@ -31,7 +31,7 @@ def test_a_slice_that_others_write_all_the_time_is_told_once() -> None:
     assert behind == [True] + [False] * 199
 
 
-def test_slices_under_new_names_are_told_once_a_minute() -> None:
+def test_slices_under_new_names_are_reported_once_a_minute() -> None:
     """So are those that come and go. What is left out is reported when the minute is over."""
     found = Told()
     news = [n for n in range(200) if found.is_news("web", [foreign(f"mesh-{n}", "has 10.9.9.1")], float(n))]
@@ -42,7 +42,7 @@ def test_slices_under_new_names_are_told_once_a_minute() -> None:
     assert [found.is_news("web", both, at) for at in (500.0, 540.0, 541.0, 542.0)] == [False, False, True, False]
 
 
-def test_what_else_is_said_is_not_held_up_by_slices() -> None:
+def test_what_else_is_reported_is_not_held_up_by_slices() -> None:
     """And no one drives it by writing slices."""
     found = Told()
     assert found.is_news("web", [foreign("mesh", "has 10.9.9.1")], 0.0)

@@ -70,7 +70,7 @@ def test_health_becomes_conditions(status: Status, rules: dict[str, Treatment], 
 
 
 @pytest.mark.parametrize("status", [Status.WARNING, Status.CRITICAL, Status.UNKNOWN, Status.MAINTENANCE])
-def test_what_a_rule_omits_is_withheld_and_said(status: Status) -> None:
+def test_what_a_rule_omits_is_withheld_and_reported(status: Status) -> None:
     """It is not an endpoint, but it is not lost either."""
     omit = picky(warning=Treatment.OMIT, critical=Treatment.OMIT, maintenance=Treatment.OMIT)
     found = translated([instance(status=status, check="mem"), instance("10.0.0.2")], omit)
@@ -90,7 +90,7 @@ def test_what_a_rule_omits_is_withheld_and_said(status: Status) -> None:
         (("replica",), (), []),
     ],
 )
-def test_an_instance_that_lost_its_tag_is_told_from_one_that_never_had_it(
+def test_an_instance_that_lost_its_tag_is_distinguished_from_one_that_never_had_it(
     tags: tuple[str, ...], former: tuple[str, ...], expected: list[str]
 ) -> None:
     """By the rule as it is now: what a changed rule leaves out, no instance has said."""
@@ -152,7 +152,7 @@ def test_skips_and_warnings_are_sorted() -> None:
     assert len(translated(zones).warnings) == 9
 
 
-def test_what_consul_lists_and_nobody_can_use_is_skipped_with_its_reason() -> None:
+def test_what_consul_lists_and_cannot_be_used_is_skipped_with_its_reason() -> None:
     known = Known((instance(),), invalid=(("vm/x", said("its address has 600 characters, more than 512")),))
     made = translate(TARGET, [(rule(), QUERY, known)])
     assert made.mirror is not None
@@ -197,7 +197,9 @@ ASKED = "the tag s3 and the meta env=prod and what the filter wants (x), which r
 
 @pytest.mark.parametrize("by", [PICKY, replace(PICKY, to=Destination(port=80))])
 @pytest.mark.parametrize("found", [[], [instance(tags=("s3",))], [instance(), instance("10.0.0.2")]])
-def test_while_a_rule_selects_nobody_nothing_is_made_and_what_stands_stays(by: Rule, found: list[Instance]) -> None:
+def test_while_a_rule_selects_no_instance_nothing_is_made_and_existing_objects_stay(
+    by: Rule, found: list[Instance]
+) -> None:
     """Whichever port is known; a Service keeps its address and its ports, with empty endpoints, and it is reported."""
     why = f"{'none of the 2 instances' if len(found) > 1 else 'no instance'} of radosgw has {ASKED}"
     assert translated(found, by) == Translation(
@@ -213,7 +215,7 @@ def test_while_a_rule_selects_nobody_nothing_is_made_and_what_stands_stays(by: R
             assert (kept.skipped, kept.warnings) == ((), (f"{why}: it gets no endpoint",))
 
 
-def test_while_instances_are_hidden_nobody_says_that_none_is_selected() -> None:
+def test_while_instances_are_hidden_no_empty_selection_is_reported() -> None:
     """The token may not see the one that has the tag."""
     kept = translate(TARGET, [(PICKY, QUERY, Known((), acl_filtered=True))], Current(TARGET, service()))
     assert (kept.mirror is not None, kept.warnings) == (True, ())
@@ -221,7 +223,7 @@ def test_while_instances_are_hidden_nobody_says_that_none_is_selected() -> None:
     assert (found.mirror, [s.reason.code for s in found.skipped]) == (None, [Code.NONE_SELECTED])
 
 
-def test_of_rules_that_share_a_service_one_may_select_nobody() -> None:
+def test_of_rules_that_share_a_service_one_may_select_no_instance() -> None:
     """It is made for the other, and what has no endpoint is reported."""
     one, two = (Rule(name=name, tags=(name,), to=Destination(port_name=name)) for name in ("http", "metrics"))
     known = Known((instance(tags=("http",)),))
@@ -231,7 +233,7 @@ def test_of_rules_that_share_a_service_one_may_select_nobody() -> None:
     )  # fmt: skip
 
 
-def test_a_persons_service_that_asks_for_a_tag_which_nobody_has_is_told_so() -> None:
+def test_a_user_managed_service_that_asks_for_a_tag_of_no_instance_is_reported() -> None:
     """Also where the Service is not ours, and stays whatever happens."""
     why = "no instance of radosgw has the tag Primary, which Service default/radosgw asks for: it gets no endpoint"
     by = Rule(name="Service default/radosgw", tags=("Primary",), to=Destination(annotated=True))
@@ -368,7 +370,7 @@ STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"), *down(
 
 
 @pytest.mark.parametrize("critical", [Treatment.NOT_READY, Treatment.OMIT])
-def test_the_last_ready_endpoint_stays_where_the_rule_says_so(critical: Treatment) -> None:
+def test_the_last_ready_endpoint_stays_where_the_rule_asks_for_that(critical: Treatment) -> None:
     """What is ready now and still registered stays ready when nothing else would be."""
     by = picky(min_ready=Amount(1), critical=critical)
     sick = [instance(status=Status.CRITICAL), instance("10.0.0.2", status=Status.CRITICAL)]
@@ -412,7 +414,7 @@ def test_one_pass_lets_no_instance_wait_and_says_that_a_running_bridge_does() ->
     assert [d.reason for d in decide([instance("10.0.0.2"), instance("10.0.0.3")], by)] == [None, None]
 
 
-def test_what_waits_is_told_so() -> None:
+def test_what_waits_is_reported() -> None:
     """By its status and the time."""
     new = instance("10.0.0.2", status=Status.WARNING)
     found = decide([instance(), new], picky(settle_seconds=5.0), STANDING, waiting={instance().place, new.place})
@@ -435,7 +437,7 @@ def test_what_is_ready_now_is_what_our_objects_say() -> None:
 # --------------------------------------------------------------------------- the whole
 
 
-def test_nothing_is_made_while_nobody_knows_a_port() -> None:
+def test_nothing_is_made_while_no_port_is_known() -> None:
     """A Service needs one; it is reported. A rule that gives one is enough, and so is a headless Service."""
     assert translated([]).mirror is None
     assert mirror_of([], rule(port=80)).service_ports == (Port("", 80),)
@@ -455,7 +457,7 @@ def test_nothing_is_made_while_nobody_knows_a_port() -> None:
         ([], Rule(peer="cloud"), Code.PEER_EMPTY),
     ],
 )
-def test_why_there_is_no_service_is_said_as_it_is(instances: list[Instance], more: Rule, code: Code) -> None:
+def test_why_there_is_no_service_is_reported_as_it_is(instances: list[Instance], more: Rule, code: Code) -> None:
     """Only where a port is what is missing does it say so."""
     query = replace(QUERY, peer=more.peer, filter=more.filter)
     found = translate(TARGET, [(more, query, Known(tuple(instances)))])
@@ -470,7 +472,7 @@ def test_instances_that_cannot_be_read_are_no_missing_port() -> None:
     assert [s.reason.code for s in found.skipped if not s.instance] == [Code.NO_USABLE_ADDRESSES]
 
 
-def test_a_kind_of_address_that_no_instance_has_is_told_with_those_that_there_are() -> None:
+def test_a_kind_of_address_that_no_instance_has_is_reported_with_those_that_there_are() -> None:
     """Whether the Service stands already or not; one instance that has it is enough."""
     rule = Rule(instances=InstanceRules(address="lann"), to=Destination(port=80))
     lan = replace(instance(), tagged_addresses=(TaggedAddress("lan", "10.1.0.1", 80),))
@@ -486,7 +488,7 @@ def test_a_kind_of_address_that_no_instance_has_is_told_with_those_that_there_ar
     assert translate(TARGET, [(Rule(), QUERY, Known((bare,)))]).warnings[0].endswith("there are none")
 
 
-def test_tags_that_select_nobody_are_compared_with_those_that_are_there() -> None:
+def test_tags_that_select_no_instance_are_compared_with_those_that_exist() -> None:
     """Another case, or a comma that ends a tag in the annotation: most likely it was meant otherwise."""
     tagged = [instance(tags=("Primary", "a,b"))]
     wrong = Rule(tags=("a", "b", "primary", "x"), to=Destination(annotated=True))
@@ -545,7 +547,7 @@ def test_a_service_keeps_the_families_that_it_has(
     assert found.families == families
 
 
-def test_an_annotated_service_without_a_family_is_told() -> None:
+def test_an_annotated_service_without_a_family_is_reported() -> None:
     """Its endpoints would be there and never be used."""
     current = Current(TARGET, service(None, (Port("http", 80),)))
     found = translated([instance("fd00::1"), instance()], rule(annotated=True), current)
@@ -564,7 +566,7 @@ def test_an_annotated_service_without_a_family_is_told() -> None:
     ],
     ids=["not made yet", "not asked for yet", "asked for in vain", "not known yet", "given", "another owner's"],
 )
-def test_a_family_that_the_cluster_does_not_have_is_said(standing: CurrentService | None, warned: bool) -> None:
+def test_a_family_that_the_cluster_does_not_have_is_reported(standing: CurrentService | None, warned: bool) -> None:
     """As soon as it is known: our Service asks for both families, and Kubernetes answers with those that it has."""
     found = translated([instance("fd00::1"), instance()], None, Current(TARGET, standing))
     text = (
@@ -596,7 +598,7 @@ def test_several_services_behind_one() -> None:
     assert found.mirror.queries == (Query("dc1", "web-http"), Query("dc1", "web-metrics"))
 
 
-def test_rules_that_share_a_service_and_contradict_each_other_are_told_so() -> None:
+def test_rules_that_share_a_service_and_contradict_each_other_are_reported() -> None:
     """Once for each thing, however many they are; what only one of them says is no contradiction."""
 
     def says(port_name: str, owner: str, **more: object) -> Rule:
@@ -639,7 +641,7 @@ def test_rules_that_share_a_service_and_contradict_each_other_are_told_so() -> N
     ]
 
 
-def test_what_was_not_understood_of_a_rule_is_said_of_what_it_makes() -> None:
+def test_what_was_not_understood_of_a_rule_is_reported_of_what_it_makes() -> None:
     """Each sentence once, however many instances there are."""
     by = Rule(to=Destination(annotated=True), warnings=(said("a word means nothing"),))
     found = translated(instances(3), by, Current(TARGET, service(None)))
@@ -649,7 +651,7 @@ def test_what_was_not_understood_of_a_rule_is_said_of_what_it_makes() -> None:
 # --------------------------------------------------------------------------- labels, annotations, marks
 
 
-def test_labels_and_annotations_come_from_instances_where_a_rule_says_so() -> None:
+def test_labels_and_annotations_come_from_instances_where_a_rule_asks_for_them() -> None:
     """In a form that Kubernetes takes; contradictions are reported; what the rule itself gives wins."""
     by = rule(
         labels=(("fixed", "rule"),),
@@ -710,7 +712,7 @@ def test_marks_say_where_an_object_comes_from(queries: list[Query], service_valu
     assert origins(service_value, datacenter_value) == tuple(sorted({(q.datacenter, q.service) for q in queries}))
 
 
-def test_marks_that_a_person_wrote_are_read_as_well_as_they_can_be() -> None:
+def test_marks_that_a_user_wrote_are_read_as_well_as_they_can_be() -> None:
     """Nothing in them raises."""
     assert origins("a%FF", "dc1") == (("dc1", "a�"),)
     assert origins("", "") == ()
@@ -762,7 +764,7 @@ def test_what_is_not_ready_is_published_where_the_service_asks_for_it() -> None:
         (rule(output=Output.BOTH), {"distribution": "Odd"}, (), ("distribution_unzoned",)),
     ],
 )
-def test_what_virtual_machines_cannot_give_is_said(
+def test_what_virtual_machines_cannot_give_is_reported(
     by: Rule, traffic: dict[str, object], nodes: tuple[str, ...], codes: tuple[str, ...]
 ) -> None:
     """Local policies reach endpoints on the clients' node alone, and hints need slices and a zone for all."""

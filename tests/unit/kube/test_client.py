@@ -417,7 +417,7 @@ def test_a_plugin_that_gives_certificates_is_followed_when_it_renews_them(
 
 
 @pytest.mark.parametrize("what", ["another server", "a CA that is gone"])
-def test_a_renewed_certificate_of_a_plugin_moves_nobody_to_another_cluster(
+def test_a_renewed_certificate_of_a_plugin_does_not_change_the_cluster(
     ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The kubeconfig has changed meanwhile: all of the old configuration stays in use, and why is reported."""
@@ -591,7 +591,7 @@ def test_an_untrusted_certificate_says_what_to_check(tls: HTTPServer, tmp_path: 
         version(kube_config(kubeconfig=path))
 
 
-def test_a_certificate_for_another_name_says_so(ca: trustme.CA, tmp_path: Path) -> None:
+def test_a_certificate_for_another_name_is_reported(ca: trustme.CA, tmp_path: Path) -> None:
     """tls-server-name, or the wrong address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("kube.example.org").configure_cert(context)
@@ -606,7 +606,7 @@ def test_a_certificate_for_another_name_says_so(ca: trustme.CA, tmp_path: Path) 
         assert version(kube_config(kubeconfig=kubeconfig(tmp_path, url, name="named", cluster=named))) == "v1"
 
 
-def test_switched_off_verification_works_and_is_said_once(tls: HTTPServer, tmp_path: Path) -> None:
+def test_switched_off_verification_works_and_is_reported_once(tls: HTTPServer, tmp_path: Path) -> None:
     """insecure-skip-tls-verify: a warning at the start, none per request (warnings are errors here)."""
     tls.expect_request("/version").respond_with_json({"major": "1", "minor": "37", "gitVersion": "v1"})
     path = kubeconfig(tmp_path, f"https://127.0.0.1:{tls.port}", cluster={"insecure-skip-tls-verify": True})
@@ -619,14 +619,14 @@ def test_switched_off_verification_works_and_is_said_once(tls: HTTPServer, tmp_p
     assert said == [UNVERIFIED]
 
 
-def test_tls_to_a_port_without_tls_says_so(fake: FakeKube, tmp_path: Path) -> None:
+def test_tls_to_a_port_without_tls_is_reported(fake: FakeKube, tmp_path: Path) -> None:
     """https:// to a plain server."""
     path = kubeconfig(tmp_path, fake.url.replace("http://", "https://"))
     with pytest.raises(PermanentError, match="does not speak TLS"):
         version(kube_config(kubeconfig=path))
 
 
-def test_no_tls_to_a_port_with_tls_says_so(tmp_path: Path) -> None:
+def test_no_tls_to_a_port_with_tls_is_reported(tmp_path: Path) -> None:
     """http:// to Go's TLS server, which answers 400 in plain text."""
     with HTTPServer(host="127.0.0.1") as server:
         text = "Client sent an HTTP request to an HTTPS server.\n"
@@ -644,7 +644,7 @@ def test_another_server_on_that_port_is_no_api_server(tmp_path: Path, answer: st
             version(kube_config(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
 
 
-def test_a_port_where_nobody_listens_is_transient(fake: FakeKube, tmp_path: Path) -> None:
+def test_a_port_without_a_listener_is_transient(fake: FakeKube, tmp_path: Path) -> None:
     """The API server may come back."""
     path = kubeconfig(tmp_path, fake.url)
     fake.stop()
@@ -739,7 +739,7 @@ def test_what_would_end_the_line_is_never_sent(fake: FakeKube, tmp_path: Path, p
     assert fake.log == []
 
 
-def test_warnings_of_the_server_are_said_once(fake: FakeKube, tmp_path: Path) -> None:
+def test_warnings_of_the_server_are_reported_once(fake: FakeKube, tmp_path: Path) -> None:
     """Every Endpoints call carries one: the user reads it once, from whichever clone."""
     said: list[str] = []
     client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url)), said.append)
@@ -754,7 +754,7 @@ def test_warnings_of_the_server_are_said_once(fake: FakeKube, tmp_path: Path) ->
     assert said == ["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"]
 
 
-def test_several_warnings_in_one_answer_are_all_said(tmp_path: Path) -> None:
+def test_several_warnings_in_one_answer_are_all_reported(tmp_path: Path) -> None:
     """And quotes inside them survive."""
     with HTTPServer(host="127.0.0.1") as server:
         headers = {"Warning": '299 - "spec.externalName is ignored when spec.type is not \\"ExternalName\\""'}

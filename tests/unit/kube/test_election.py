@@ -257,7 +257,7 @@ def test_the_first_has_everything_at_its_second_look(sim: Simulation) -> None:
     assert sim.told[one][-1] == {0, 1, 2}
 
 
-def test_who_joins_gets_its_share_and_who_goes_gives_it_back(sim: Simulation) -> None:
+def test_a_replica_that_joins_gets_its_share_and_one_that_leaves_gives_it_back(sim: Simulation) -> None:
     """4, then 2 + 2, then 4 again."""
     one = sim.add(4)
     sim.turn(rounds=3)
@@ -301,7 +301,7 @@ def test_a_dead_replica_is_followed_when_its_session_has_ended(sim: Simulation, 
     assert sorted(r.holder for r in sim.server.records.values()) == [two, two]
 
 
-def test_at_rest_each_replica_renews_one_lease_and_lists_none(sim: Simulation) -> None:
+def test_in_the_steady_state_each_replica_renews_one_lease_and_lists_none(sim: Simulation) -> None:
     """However many shards there are: two replicas, an update each every five seconds."""
     one, two = sim.add(3, watching=True), sim.add(3, watching=True)
     sim.turn(rounds=10)
@@ -315,7 +315,7 @@ def test_at_rest_each_replica_renews_one_lease_and_lists_none(sim: Simulation) -
     assert sim.held() == {two: [0, 1, 2]}
 
 
-def test_who_is_not_told_of_a_renewal_ends_no_session(sim: Simulation) -> None:
+def test_a_replica_that_missed_a_renewal_ends_no_session(sim: Simulation) -> None:
     """Its watch hangs for a minute: it looks, since its own renewals do not come back, and the other one goes on."""
     one, two = sim.add(watching=True), sim.add(watching=True)
     sim.turn(rounds=4)
@@ -331,7 +331,7 @@ def test_who_is_not_told_of_a_renewal_ends_no_session(sim: Simulation) -> None:
     assert sim.held() == {one: [0]}
 
 
-def test_who_was_paused_ends_no_session_that_was_renewed_meanwhile(sim: Simulation) -> None:
+def test_a_paused_replica_ends_no_session_that_was_renewed_meanwhile(sim: Simulation) -> None:
     """What it knows is old, and says that the other one is silent: the API server knows better."""
     one, two = sim.add(watching=True), sim.add(watching=True)
     sim.turn(rounds=4)
@@ -360,7 +360,7 @@ def test_a_new_session_has_nothing_of_the_one_before(sim: Simulation) -> None:
     assert sim.server.records["consul-bridge-default-shard-0"].annotations[SESSION] == session
 
 
-def test_who_joins_serves_when_it_has_heard_of_all_that_joined_before(sim: Simulation) -> None:
+def test_a_replica_serves_when_it_knows_all_that_joined_before(sim: Simulation) -> None:
     """Its only list is from before another one, which divides the work otherwise, joined; its watch hangs."""
     one = sim.add(3, watching=True)
     election = sim.replicas[one]
@@ -537,7 +537,7 @@ def test_a_rollout_is_no_second_installation(sim: Simulation) -> None:
     assert [election.conflicting_writer for election in sim.replicas.values()] == ["", ""]
 
 
-def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(sim: Simulation) -> None:
+def test_a_first_replica_waits_for_the_installation_that_wrote_before_it(sim: Simulation) -> None:
     """After a power cut the one whose Lease it was goes on. One that was removed is followed after a while."""
     first = sim.add(installation="apps/first")
     sim.turn(rounds=3)
@@ -614,7 +614,7 @@ def test_a_replica_that_lacks_something_for_long_leaves_the_writing_to_another(
     assert (sorted(sim.held().values()), sim.replicas[one].status()["waiting"]) == ([[0], [1]], None)
 
 
-def test_while_nobody_is_answered_the_leader_stays(sim: Simulation) -> None:
+def test_while_no_replica_is_answered_the_leader_stays(sim: Simulation) -> None:
     """An etcd without room refuses everybody's writes: to change the leader would not help."""
     one, two = sim.add(), sim.add()
     sim.turn(rounds=4)
@@ -624,7 +624,7 @@ def test_while_nobody_is_answered_the_leader_stays(sim: Simulation) -> None:
     assert (sim.held(), len(sim.told[one])) == ({one: [0], two: []}, told)
 
 
-def test_who_sees_consul_goes_before_who_can_write(sim: Simulation) -> None:
+def test_reaching_consul_counts_more_than_being_able_to_write(sim: Simulation) -> None:
     """One of each: the one that has something to write keeps the shards."""
     one, two = sim.add(2), sim.add(2)
     sim.turn(rounds=6)
@@ -633,7 +633,7 @@ def test_who_sees_consul_goes_before_who_can_write(sim: Simulation) -> None:
     assert sim.held() == {one: [0, 1], two: []}
 
 
-def test_while_nobody_sees_consul_everything_stays_where_it_is(sim: Simulation) -> None:
+def test_while_no_replica_reaches_consul_every_shard_stays_where_it_is(sim: Simulation) -> None:
     """The leader has nothing to write, and no other replica would have."""
     one, two = sim.add(), sim.add()
     sim.turn(rounds=4)
@@ -665,7 +665,7 @@ def test_a_consul_that_comes_and_goes_moves_no_shard(sim: Simulation) -> None:
     assert (sim.held(), len(sim.told[one])) == ({one: [0], two: []}, told)
 
 
-def test_who_starts_without_consul_gets_nothing_while_another_sees_it(sim: Simulation) -> None:
+def test_a_replica_that_starts_without_consul_gets_no_shard_while_another_reaches_it(sim: Simulation) -> None:
     """A rollout of a wrong address: the replicas that work go on."""
     one, two = sim.add(2), sim.add(2)
     sim.blind = {two}
@@ -721,7 +721,7 @@ def test_a_bug_ends_the_thread_loudly(eventually: Callable[..., None]) -> None:
     assert election.stop()
 
 
-def test_only_who_joined_earlier_and_divides_otherwise_is_in_the_way() -> None:
+def test_only_a_member_that_joined_earlier_with_other_shards_blocks() -> None:
     """Same number, or younger: no matter."""
     me = Member("me", 2, 10)
     assert may_serve(me, [me, Member("a", 2, 5), Member("b", 3, 11)])

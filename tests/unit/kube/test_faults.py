@@ -153,7 +153,7 @@ def test_a_binding_names_the_user_as_kubectl_takes_it(namespace: str, user: str,
         (RequestInfo("GET", "/version", "s"), "forbids GET /version"),
     ],
 )
-def test_forbidden_without_a_helpful_message_is_told_from_the_request(asked: RequestInfo, text: str) -> None:
+def test_forbidden_without_a_helpful_message_is_explained_by_the_request(asked: RequestInfo, text: str) -> None:
     """A webhook's "no" names nothing: verb, resource and namespace come from what we asked."""
     assert text in str(faults.of_answer(asked, 403, {}, b"no"))
 

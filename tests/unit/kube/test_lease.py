@@ -160,7 +160,7 @@ def test_a_session_that_was_ended_is_lost_at_the_next_renewal(process: Process, 
     assert (process.may_write, process.ended) == (False, 1)
 
 
-def test_who_ends_leaves_no_lease_and_waits_for_no_server(process: Process) -> None:
+def test_a_replica_that_ends_leaves_no_lease_and_waits_for_no_server(process: Process) -> None:
     """It is deleted; where that fails it runs out by itself, and no exception is raised."""
     other = Process()
     other.step()

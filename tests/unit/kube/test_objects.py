@@ -326,7 +326,7 @@ def test_an_object_is_owned_only_with_both_labels(labels: dict[str, str], owner:
     assert meta.owner == owner
 
 
-def test_marks_are_seen_whoever_set_them() -> None:
+def test_our_labels_and_annotations_are_read() -> None:
     """Labels and annotations under our prefix, and HashiCorp's label."""
     raw = {
         "metadata": {
@@ -342,7 +342,7 @@ def test_marks_are_seen_whoever_set_them() -> None:
     assert meta.deleting
 
 
-def test_ports_of_a_persons_service_keep_their_order_and_fixed_target_ports() -> None:
+def test_ports_of_a_user_managed_service_keep_their_order_and_fixed_target_ports() -> None:
     """Order can carry meaning there; a target port is a number or a name."""
     raw = {
         "metadata": {"name": "x"},
@@ -575,7 +575,7 @@ def test_a_route_is_read_as_it_was_written() -> None:
         lambda spec: spec.update(rules="x", hostnames=[1], parentRefs=["x"]),
     ],
 )
-def test_a_route_that_says_something_else_is_none_that_we_would_write(change: Any) -> None:
+def test_a_route_with_other_content_is_none_that_we_would_write(change: Any) -> None:
     raw = stored_route()
     change(raw["spec"])
     assert decoded_route(raw).route is None

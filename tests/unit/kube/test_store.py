@@ -79,7 +79,7 @@ def test_what_was_stored_otherwise_than_written_is_what_is_held() -> None:
     assert store.current(TARGET).endpoints == stored
 
 
-def test_services_that_we_wrote_and_that_lost_their_labels_are_told() -> None:
+def test_services_that_we_wrote_and_that_lost_their_labels_are_reported() -> None:
     """By the field manager that is seen on them; others' and ours are not among them."""
     store = Store("default")
     raw = {"apiVersion": "v1", "kind": "Service", "spec": {}}
@@ -193,7 +193,7 @@ def test_graves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------- what is reported
 
 
-def test_only_differences_are_told() -> None:
+def test_only_differences_are_reported() -> None:
     """A new version of the same content is no news; content, marks and ownership are."""
     store = Store("default")
     assert event(store, held(1), "ADDED") == {TARGET}
@@ -216,7 +216,7 @@ def test_an_expected_event_is_swallowed_and_an_unexpected_one_is_not() -> None:
     assert version_in(store.current(TARGET)) == "6"
 
 
-def test_an_expected_event_with_foreign_labels_in_the_way_is_told() -> None:
+def test_an_expected_event_with_foreign_labels_in_the_way_is_reported() -> None:
     """Content as we want it, but the pairs are not ours: another client wrote it."""
     change = create(endpoints())
     store = Store("default")

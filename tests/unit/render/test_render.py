@@ -305,7 +305,7 @@ def held(name: str, command: str, why: str = "12 of 20 would vanish") -> Outcome
     return done(plan(target=target, query=Query("dc1", name), held=(kept,)))
 
 
-def test_why_something_is_held_is_said_once_with_each_name_and_its_command() -> None:
+def test_why_something_is_held_is_reported_once_with_each_name_and_its_command() -> None:
     """Whatever is held for another reason has its own text."""
     other = held("ldap", "bridge sync --service ldap --force", "Consul was rebuilt")
     the_report = report(

@@ -225,7 +225,7 @@ def test_the_row_of_a_service_that_loses_everything_says_why_and_not_what_follow
     ]
 
 
-def test_ports_for_people() -> None:
+def test_ports_for_users() -> None:
     """The Service's port, and the instances' where they differ."""
     service = change(Action.UPDATE, Kind.SERVICE, ServiceBody((Port("http", 80), Port("m", 9)), False, (), (), ()))
     groups = (group("10.0.0.1"), group("10.0.0.2", port=8081), group("10.0.0.1", port=9, name="m"))

@@ -286,7 +286,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load({"--config": str(control)}, {})
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     """Who writes settings wants to fix them in one go."""
     text = "\n".join(["ownr: x", "policy: x", *[f"# {n}" for n in range(3, 10)], "adopt: x"]) + "\n"
     lines = mistake(tmp_path, text).splitlines()

@@ -98,7 +98,7 @@ def test_an_outcome_in_words(history: History, came: Outcome, text: tuple[str, s
     assert (history.changes()[0].service, history.changes()[0].datacenter) == ("radosgw", "dc1")
 
 
-def test_the_same_conflict_is_told_once(history: History) -> None:
+def test_the_same_conflict_is_reported_once(history: History) -> None:
     """And again only when it has gone meanwhile."""
     conflict = outcome(conflicts=(Conflict(TARGET, Kind.SERVICE, said("it has a selector")),))
     for came in (conflict, conflict, outcome(change(), ready=1), conflict):
@@ -106,7 +106,7 @@ def test_the_same_conflict_is_told_once(history: History) -> None:
     assert [tone for tone, _ in texts(history)] == ["bad", "plain", "bad"]
 
 
-def test_states_are_told_when_they_change(history: History) -> None:
+def test_states_are_reported_when_they_change(history: History) -> None:
     """That something answers the first time is no news; that it does not, is."""
     states = StateChanges(history)
     for up in (True, True, False, False, True):
@@ -120,7 +120,7 @@ def test_states_are_told_when_they_change(history: History) -> None:
     ]
 
 
-def test_credentials_and_warnings_of_kubernetes_are_told_once(history: History) -> None:
+def test_credentials_and_warnings_of_kubernetes_are_reported_once(history: History) -> None:
     """When they cannot be renewed and when they are again; a warning as it comes."""
     states = StateChanges(history)
     history.changed(ServerWarning("old field"))
@@ -144,7 +144,7 @@ def test_a_conflicting_writer_is_an_entry_when_it_is_detected_and_when_it_has_go
     ]
 
 
-def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
+def test_holds_are_reported_when_they_begin_and_end(history: History) -> None:
     """Not again and again."""
     states = StateChanges(history)
     held = Held(TARGET, Code.HELD_REMOVAL, 12, "12 would vanish")
@@ -156,7 +156,7 @@ def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
     ]
 
 
-def test_leading_is_told(history: History) -> None:
+def test_a_change_of_the_leader_is_reported(history: History) -> None:
     """All, some, none."""
     for shards, of in ((frozenset[int](), 1), (frozenset({0}), 1), (frozenset({0, 2}), 4)):
         history.changed(LeadingChanged(shards, of))

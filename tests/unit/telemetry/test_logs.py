@@ -186,7 +186,7 @@ def test_one_line_for_what_was_written(said: LogCapture) -> None:
     ]
 
 
-def test_nothing_is_said_when_nothing_changed(said: LogCapture) -> None:
+def test_nothing_is_reported_when_nothing_changed(said: LogCapture) -> None:
     """An idle bridge is silent."""
     ears = observer()
     states = StateChanges(ears)
@@ -201,7 +201,7 @@ def test_nothing_is_said_when_nothing_changed(said: LogCapture) -> None:
     assert [e for e in said.entries if e["log_level"] != "debug"] == []
 
 
-def test_each_failure_is_said(said: LogCapture) -> None:
+def test_each_failure_is_reported(said: LogCapture) -> None:
     """With what, where and why."""
     failing = change(Action.UPDATE)
     observer().outcome(done(plan(failing), (failing, PermanentError("403: forbidden"))), None)
@@ -210,7 +210,7 @@ def test_each_failure_is_said(said: LogCapture) -> None:
     assert entry["reason"] == "403: forbidden"
 
 
-def test_a_state_is_said_when_it_changes(said: LogCapture) -> None:
+def test_a_state_is_reported_when_it_changes(said: LogCapture) -> None:
     """Down once, whatever the reason becomes; then back."""
     ears = observer()
     states = StateChanges(ears)
@@ -225,7 +225,7 @@ def test_a_state_is_said_when_it_changes(said: LogCapture) -> None:
     ]
 
 
-def test_services_that_cannot_be_read_are_said_once_unless_their_datacenter_is_down(said: LogCapture) -> None:
+def test_services_that_cannot_be_read_are_reported_once_unless_their_datacenter_is_down(said: LogCapture) -> None:
     """The first of them with its reason, and when all can be read again."""
     ears = observer()
     states = StateChanges(ears)
@@ -244,7 +244,7 @@ def test_services_that_cannot_be_read_are_said_once_unless_their_datacenter_is_d
     assert (said.entries[1]["first"], said.entries[1]["reason"]) == ("web", "torn off")
 
 
-def test_holds_are_said_when_they_come_and_go(said: LogCapture) -> None:
+def test_holds_are_reported_when_they_come_and_go(said: LogCapture) -> None:
     """Not at every look."""
     ears = observer()
     states = StateChanges(ears)
@@ -256,7 +256,7 @@ def test_holds_are_said_when_they_come_and_go(said: LogCapture) -> None:
     assert said.entries[0]["endpoints"] == 12
 
 
-def test_what_is_stored_otherwise_than_written_is_said_once_and_again_when_it_changes(said: LogCapture) -> None:
+def test_what_is_stored_otherwise_than_written_is_reported_once_and_again_when_it_changes(said: LogCapture) -> None:
     """It is tried again and again; the log tells it once, until it is over."""
     ears = observer()
     failing = change(Action.UPDATE)
@@ -280,7 +280,7 @@ def test_a_slice_that_others_write_all_the_time_is_one_line(said: LogCapture) ->
     assert [line["codes"] for line in said.entries] == ["foreign_slice"]
 
 
-def test_conflicts_skips_and_warnings_are_said_once_and_again_when_they_change(said: LogCapture) -> None:
+def test_conflicts_skips_and_warnings_are_reported_once_and_again_when_they_change(said: LogCapture) -> None:
     """A pass every five minutes must not repeat them."""
     ears = observer()
     conflict = Conflict(TARGET, Kind.SERVICE, why("has a selector"))
@@ -298,7 +298,7 @@ def test_conflicts_skips_and_warnings_are_said_once_and_again_when_they_change(s
     assert [e["event"] for e in said.entries].count("conflict: left alone, it is not ours") == 1
 
 
-def test_the_first_pass_is_said_with_its_sums(said: LogCapture) -> None:
+def test_the_first_pass_is_reported_with_its_sums(said: LogCapture) -> None:
     """How many services, and what is to be done."""
     observer().pass_done(0.25, report(created(1)))
     (entry,) = said.entries
@@ -319,7 +319,7 @@ def test_a_warning_of_the_api_server_is_a_line_and_the_known_one_no_alarm(said: 
     assert {e["event"] for e in said.entries} == {"warning of kubernetes"}
 
 
-def test_credentials_that_cannot_be_renewed_are_said_when_that_changes(said: LogCapture) -> None:
+def test_credentials_that_cannot_be_renewed_are_reported_when_that_changes(said: LogCapture) -> None:
     """Not every half second; another reason, and the end, are news."""
     watching = observer()
     states = StateChanges(watching)

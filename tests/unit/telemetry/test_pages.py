@@ -144,7 +144,7 @@ def test_a_service_of_any_name_is_reached_by_its_link() -> None:
     assert "No such service" not in page
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_what_is_not_there_is_reported() -> None:
     """Neither an unknown service nor one that went meanwhile is an error."""
     sources = PageSources()
     assert "Nothing is mirrored to storage/nix" in get(sources, "/service/storage/nix")
@@ -195,7 +195,7 @@ def test_the_verdict_is_the_worst_that_is_so(change: dict[str, Any], verdict: st
         ({"first_pass_done": False, "consul": {"dc1": "no leader"}}, "Consul, datacenter dc1: no leader"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_reason(state: dict[str, Any], words: str) -> None:
+def test_what_is_wrong_is_reported_with_its_reason(state: dict[str, Any], words: str) -> None:
     """Under the verdict, which is not that all is well."""
     sources = PageSources()
     sources.state_answer |= state
@@ -529,7 +529,7 @@ def test_columns_sort_both_ways_and_ties_go_by_name() -> None:
         {"dir": "x"},
     ],
 )
-def test_what_makes_no_sense_counts_as_not_said(query: dict[str, str]) -> None:
+def test_what_makes_no_sense_counts_as_not_given(query: dict[str, str]) -> None:
     """A user edited the address."""
     assert ServiceQuery.of(query) == ServiceQuery()
 

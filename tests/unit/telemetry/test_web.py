@@ -76,9 +76,7 @@ def ask(server: WebServer, path: str = "/healthz", method: str = "GET", **option
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/api/status", "/api/changes", "/metrics"])
-def test_on_loopback_a_name_that_somebody_else_gives_us_is_refused(
-    server: WebServer, path: str, host: str, status: int
-) -> None:
+def test_on_loopback_a_foreign_host_name_is_refused(server: WebServer, path: str, host: str, status: int) -> None:
     """A web routes may make its own name mean 127.0.0.1, so that browsers read from us for it (DNS rebinding)."""
     with connect(server) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
@@ -246,7 +244,7 @@ def test_several_requests_on_one_connection_are_not_served(server: WebServer) ->
     assert answer.count(b"HTTP/1.1 200") == 1
 
 
-def test_who_never_finishes_a_request_does_not_keep_others_waiting(sources: PageSources) -> None:
+def test_a_client_that_never_finishes_a_request_delays_no_other(sources: PageSources) -> None:
     """Ten times as many idlers as there are workers, and more than connections allowed; probes get through at once."""
     with start(sources, connections=20, request_seconds=60.0) as server:
         idlers = [connect(server) for _ in range(40)]
@@ -261,7 +259,7 @@ def test_who_never_finishes_a_request_does_not_keep_others_waiting(sources: Page
             sock.close()
 
 
-def test_who_drips_bytes_is_cut_off(sources: PageSources) -> None:
+def test_a_client_that_drips_bytes_is_cut_off(sources: PageSources) -> None:
     """The time is for the request as a whole, not from byte to byte."""
     with start(sources, request_seconds=0.3) as server, connect(server) as sock:
         started = time.monotonic()
@@ -272,7 +270,7 @@ def test_who_drips_bytes_is_cut_off(sources: PageSources) -> None:
         assert time.monotonic() - started < web.REQUEST_SECONDS - 0.5
 
 
-def test_who_never_reads_the_answer_does_not_keep_others_waiting(sources: PageSources) -> None:
+def test_a_client_that_never_reads_the_answer_delays_no_other(sources: PageSources) -> None:
     """An answer that fills the socket waits there; the workers do not."""
     sources.status_answer = {"x": "y" * 5_000_000}
     with start(sources) as server:
