@@ -83,7 +83,7 @@ class SubscriptionTable:
         self.subscriptions: dict[Query, Subscription] = {}
         self.unwatched = 0
         self.filtered = 0
-        self._by_name: dict[str, set[Subscription]] = {}
+        self._by_name: dict[str, tuple[Subscription, ...]] = {}
         self._by_node: dict[str, set[Subscription]] = {}
 
     # ------------------------------------------------------------------ who is wanted
@@ -100,7 +100,8 @@ class SubscriptionTable:
         here = query.namespace in ("", namespace) and query.partition in ("", partition) and not query.peer
         subscription = Subscription(query, covered_by_aggregate=here)
         self.subscriptions[query] = subscription
-        self._by_name.setdefault(query.service.lower(), set()).add(subscription)
+        name = query.service.lower()
+        self._by_name[name] = (*self._by_name.get(name, ()), subscription)
         self.unwatched += 1
         self.filtered += bool(query.filter)
         return subscription
@@ -110,7 +111,10 @@ class SubscriptionTable:
         subscription.removed = True
         self.unwatched -= not subscription.watch_assigned
         self.filtered -= bool(query.filter)
-        _discard(self._by_name, query.service.lower(), subscription)
+        name = query.service.lower()
+        self._by_name[name] = tuple(one for one in self._by_name[name] if one is not subscription)
+        if not self._by_name[name]:
+            del self._by_name[name]
         for node in subscription.nodes:
             _discard(self._by_node, node, subscription)
         return subscription
@@ -128,7 +132,7 @@ class SubscriptionTable:
     def of_service(self, service: str) -> tuple[Subscription, ...]:
         """Entries of a service name (Consul does not tell apart upper and lower case)."""
         with self.lock:
-            return tuple(self._by_name.get(service.lower(), ()))
+            return self._by_name.get(service.lower(), ())
 
     def on_node(self, node: str) -> tuple[Subscription, ...]:
         """Entries with an instance on a node (in upper or lower case), as far as their views show."""

@@ -183,6 +183,14 @@ def sort_endpoints(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
     return tuple(sorted(endpoints, key=_by_address))
 
 
+@lru_cache(maxsize=_CACHED)
+def endpoint_of(
+    address: str, ready: bool, serving: bool, terminating: bool, zone: str, node_name: str, for_zone: str, hostname: str
+) -> Endpoint:
+    """The endpoint of these values: an instance, its slice and its Endpoints object share one in memory."""
+    return Endpoint(address, ready, serving, terminating, zone, node_name, for_zone, hostname)
+
+
 def merge(one: Endpoint, other: Endpoint) -> Endpoint:
     """Two registrations of one address and port are one endpoint: ready if either is, else the better of the two.
 

@@ -85,7 +85,7 @@ def origins(service: str, datacenter: str) -> tuple[tuple[str, str], ...]:
 
 def joined(given: Pairs, ownership: Pairs) -> Pairs:
     """A rule's pairs and the ownership labels, which no rule can forge."""
-    return tuple(sorted({**dict(given), **dict(ownership)}.items()))
+    return tuple(sorted({pair[0]: pair for pair in (*given, *ownership)}.values()))
 
 
 def is_label_value(text: str) -> bool:

@@ -10,7 +10,6 @@ import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import lru_cache
 
 from bridge.core import hostnames, normalize, routes
 from bridge.core import ports as portage
@@ -328,7 +327,12 @@ def _fate_of(
         ended,
         reason,
         ports,
-        tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name, for_zone)) for a in found]),
+        tuple(
+            [
+                (a.family, normalize.endpoint_of(a.text, ready, serving, terminating, zone, node_name, for_zone, ""))
+                for a in found
+            ]
+        ),
     )
 
 
@@ -401,13 +405,6 @@ _BY_DISPOSITION = {
     Treatment.NOT_READY: Disposition.NOT_READY,
     Treatment.OMIT: Disposition.OMITTED,
 }
-
-
-@lru_cache(maxsize=1 << 16)
-def _endpoint(
-    address: str, ready: bool, serving: bool, terminating: bool, zone: str, node_name: str, for_zone: str
-) -> Endpoint:
-    return Endpoint(address, ready, serving, terminating, zone, node_name, for_zone)
 
 
 # --------------------------------------------------------------------------- health

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from sys import intern
 from typing import Any
 
@@ -256,7 +257,9 @@ def plain(groups: Iterable[Group]) -> tuple[Group, ...]:
         Group(
             family,
             port_set,
-            arranged(Endpoint(a, ready, serving=ready, hostname=hostname) for a, (ready, hostname) in found.items()),
+            arranged(
+                normalize.endpoint_of(a, ready, ready, False, "", "", "", name) for a, (ready, name) in found.items()
+            ),
         )
         for (family, port_set), found in sorted(merged.items())
         if found
@@ -300,7 +303,9 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
         owned_annotations.update((RULE_LABELS, RULE_ANNOTATIONS), annotations.get(RULE_ANNOTATIONS, "").split(","))
         if not written:
             owned_labels.add(SKIP_MIRROR)  # restored without managedFields; only the bridge puts it on its own objects
-    marks = {(k, v) for found in (labels, annotations) for k, v in found.items() if k.startswith(PREFIX)}
+    marks = {
+        _pair(intern(k), intern(v)) for found in (labels, annotations) for k, v in found.items() if k.startswith(PREFIX)
+    }
     if CATALOG_SYNC in labels:
         marks.add((CATALOG_SYNC, labels[CATALOG_SYNC]))
     return Meta(
@@ -382,8 +387,8 @@ def decode_endpoints(raw: object) -> CurrentEndpoints | None:
             for address in _list(content.get(key)):
                 ip, hostname = mapping(address).get("ip"), intern(_text(mapping(address).get("hostname")))
                 if isinstance(ip, str) and ip:
-                    endpoint = Endpoint(intern(ip), ready, serving=ready, hostname=hostname)
-                    groups.append(Group(_family(ip), port_set, (endpoint,)))
+                    one = normalize.endpoint_of(ip, ready, ready, False, "", "", "", hostname)
+                    groups.append(Group(_family(ip), port_set, (one,)))
     decoded = plain(groups)
     return CurrentEndpoints(meta=meta, groups=decoded, normalized=subsets(decoded) == stored)
 
@@ -407,15 +412,15 @@ def decode_slice(raw: object) -> CurrentSlice | None:
         ready = conditions.get("ready") is not False
         serving = conditions.get("serving")
         endpoints += [
-            Endpoint(
-                address=intern(address),
-                ready=ready,
-                serving=serving if isinstance(serving, bool) else ready,
-                terminating=conditions.get("terminating") is True,
-                zone=intern(str(entry.get("zone") or "")),
-                node_name=intern(str(entry.get("nodeName") or "")),
-                for_zone=_for_zone(entry),
-                hostname=intern(_text(entry.get("hostname"))),
+            normalize.endpoint_of(
+                address,
+                ready,
+                serving if isinstance(serving, bool) else ready,
+                conditions.get("terminating") is True,
+                intern(str(entry.get("zone") or "")),
+                intern(str(entry.get("nodeName") or "")),
+                _for_zone(entry),
+                intern(_text(entry.get("hostname"))),
             )
             for address in _list(entry.get("addresses"))
             if isinstance(address, str)
@@ -682,4 +687,10 @@ def _is_our_apply(entry: Mapping[str, Any]) -> bool:
 
 
 def _kept(found: Mapping[str, str], keys: set[str]) -> Pairs:
-    return tuple(sorted((k, v) for k, v in found.items() if k in keys))
+    return tuple(sorted(_pair(intern(k), intern(v)) for k, v in found.items() if k in keys))
+
+
+@lru_cache(maxsize=4096)
+def _pair(key: str, value: str) -> tuple[str, str]:
+    """The labels of our objects are the same ones thousands of times."""
+    return key, value

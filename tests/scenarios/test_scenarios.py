@@ -473,7 +473,7 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
         route: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in to["route"].items()}
         route["parents"] = tuple(Parent(**parent) for parent in route["parents"])
         to["route"] = RouteRule(**route)
-    for key in ("protocol_from", "labels"):
+    for key in ("protocol_from", "labels", "annotations"):
         to[key] = tuple(sorted(dict(to.get(key, {})).items()))
     if "min_ready" in instances:
         number = str(instances["min_ready"])

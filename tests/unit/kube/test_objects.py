@@ -24,7 +24,9 @@ from bridge.core.model import (
     SliceBody,
     TrafficPolicy,
 )
+from bridge.core.normalize import endpoint_of
 from bridge.kube import objects
+from bridge.kube.client import FIELD_MANAGER
 from tests.unit.kube.builders import (
     HTTP,
     ROUTE,
@@ -392,6 +394,32 @@ def test_an_address_ready_and_not_ready_in_one_port_set_counts_as_not_ready() ->
     found = objects.decode_endpoints(subset(addresses=[{"ip": "10.0.0.1"}], notReadyAddresses=[{"ip": "10.0.0.1"}]))
     assert found is not None
     assert found.groups == (group(*down("10.0.0.1")),)
+
+
+def test_what_a_service_and_its_objects_have_alike_is_one_object_in_memory() -> None:
+    """Each endpoint would be there three times, and the labels of a bridge thousands of times."""
+
+    def stored(body: EndpointsBody | SliceBody, name: str) -> Any:
+        sent = json.loads(json.dumps(objects.encode(create(body))))
+        sent["metadata"] |= {"name": name, "uid": name, "resourceVersion": "7"}
+        sent["metadata"]["managedFields"] = [{
+            "manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": {
+                "f:metadata": {f"f:{kind}": {f"f:{key}": {} for key in sent["metadata"][kind]} for kind in ("labels",)},
+            },
+        }]  # fmt: skip
+        return sent
+
+    addresses = objects.decode_endpoints(stored(endpoints(), "web"))
+    in_slice = objects.decode_slice(stored(slice_of("web"), "web-x"))
+    assert addresses is not None
+    assert in_slice is not None
+    (one,) = in_slice.group.endpoints
+    assert one is addresses.groups[0].endpoints[0]
+    assert one is endpoint_of(one.address, True, True, False, "", "", "", "")
+    owner = [[pair for pair in pairs if pair[0] == objects.OWNER] for pairs in (
+        addresses.meta.labels, in_slice.meta.labels, addresses.meta.ownership, in_slice.meta.ownership,
+    )]  # fmt: skip
+    assert {id(pair) for pairs in owner for pair in pairs} == {id(owner[0][0])}
 
 
 def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
