@@ -200,8 +200,9 @@ class AggregateWatches:
         for service, index in hints.services.items():
             self._services.notify(self._table.of_service(service), index)
         for (node, identity), service in hints.instances.items():
+            name = service.lower()
             for subscription in self._services.on_node(node):
-                if subscription.query.service.lower() != service.lower() and subscription.has(node, identity):
+                if subscription.query.service.lower() != name and subscription.has(node, identity):
                     self._services.notify((subscription,), 0)
         for node, index in hints.nodes.items():
             self._services.notify(self._services.on_node(node), index)

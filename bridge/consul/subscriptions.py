@@ -55,8 +55,10 @@ class Subscription:
 
     def has(self, node: str, identity: str) -> bool:
         """Whether the last view has this instance. Consul does not tell apart upper and lower case."""
-        key = node.lower(), identity.lower()
-        return self.known is not None and any((i.node.lower(), i.id.lower()) == key for i in self.known.instances)
+        node, identity = node.lower(), identity.lower()
+        return self.known is not None and any(
+            i.id.lower() == identity and i.node.lower() == node for i in self.known.instances
+        )
 
 
 class Published(Enum):

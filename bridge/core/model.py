@@ -7,12 +7,13 @@ is the comparison that matters and a second pass finds nothing to do.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from itertools import compress, count, islice
 from operator import ne
 
 from bridge.core.reasons import Code, Reason
+from bridge.core.values import dataclass
 
 # --------------------------------------------------------------------------- what Consul holds
 

@@ -916,6 +916,8 @@ def _pairs(groups: Iterable[Group]) -> set[Pair]:
 def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Draft) -> tuple[int, int, int]:
     """How many ready endpoints would be lost by these changes, would stop being ready, or are not selected any more."""
     written = {(c.kind, c.name): c for c in draft.changes if c.action is not Action.UNCHANGED}
+    if not written:
+        return 0, 0, 0
     after: set[Pair] = set()
     carriers: list[CurrentEndpoints | CurrentSlice] = [s for s in current.slices if draft.ours(s.meta)]
     if current.endpoints is not None and draft.ours(current.endpoints.meta):

@@ -17,7 +17,7 @@ Nothing is read or written here. `Surroundings` has functions for the few questi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bridge.core import failover, ownership, release, translate
 from bridge.core import plan as planning
@@ -50,6 +50,7 @@ from bridge.core.reasons import Code, Reason
 from bridge.core.select import query_of
 from bridge.core.state import ConsulState, Name, Source, name_of
 from bridge.core.translate import Disposition, InstanceDecision
+from bridge.core.values import dataclass
 
 Resolve = Callable[[Target, Collection[str]], Mapping[str, tuple[str, ...]]]
 """Gives at once the known addresses of all the host names that a target needs; those without an answer are missing."""

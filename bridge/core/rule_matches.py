@@ -128,13 +128,13 @@ def _unmatched_of(
     hints: dict[str, str],
     about: Collection[str] | None,
 ) -> Iterator[Reason]:
-    names = {name for services in listed.values() for name in services}
+    lowered = frozenset(name.lower() for services in listed.values() for name in services)
     where = ", ".join(map(truncate, sorted(listed)))
     for pattern in rule.services:
         meant = about is None or pattern in about or near(pattern, about)
-        if meant and not any(select.is_named((pattern,), name) for name in names):
+        if meant and not select.names_any(pattern, lowered):
             if pattern not in hints:
-                hints[pattern] = _hint(near(pattern, names))
+                hints[pattern] = _hint(near(pattern, {name for services in listed.values() for name in services}))
             hint = hints[pattern]
             yield Reason(Code.PATTERN_UNMATCHED, rule=rule.title, where=where, pattern=truncate(pattern), hint=hint)
     if not rule.tags or (about is not None and not any(select.is_named(rule.services, name) for name in about)):

@@ -62,6 +62,11 @@ def is_named(patterns: Collection[str], name: str) -> bool:
     return not patterns or any(_glob(pattern).match(name.lower()) for pattern in patterns)
 
 
+def names_any(pattern: str, names: Collection[str]) -> bool:
+    """Whether a glob matches one of thousands of names, which are in lower case."""
+    return any(map(_glob(pattern).match, names)) if is_glob(pattern) else pattern.lower() in names
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A rule that names a service, what Consul is asked, and where it goes (or why nowhere). `order`: the rule's."""

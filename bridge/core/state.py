@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bridge.core import select
 from bridge.core.annotated import Refusal
@@ -47,6 +47,7 @@ from bridge.core.model import (
 from bridge.core.reasons import Code, Reason
 from bridge.core.rule_matches import RuleMatches, selection, unmatched
 from bridge.core.translate import treatment_of
+from bridge.core.values import dataclass
 
 Name = tuple[str, str]
 """A service name of a datacenter: (datacenter, service)."""
@@ -164,7 +165,8 @@ class ConsulState:
             changed |= self._left_over_from(datacenter)
         came, gone = listing.changes_since(self._listings.get(datacenter))
         self._listings[datacenter] = listing
-        self._remarks = None
+        if first or came or gone:
+            self._remarks = None
         for service in (*came, *gone) if self._annotated else ():
             for target in tuple(self._annotated_by.get((datacenter, service.lower()), ())):
                 if self._as_listed(self._annotated[target][1]) != self._meant[target]:

@@ -674,7 +674,8 @@ def _pairs(
         own_annotations = joined(found, rule.to.annotations)
         annotations = joined(annotations, own_annotations)
         warnings += contradictions
-        said.insert(0, (query.service, _said(rule, own_labels, own_annotations)))
+        if len(sources) > 1:
+            said.insert(0, (query.service, _said(rule, own_labels, own_annotations)))
     return labels, annotations, (*warnings, *_disagreements(said))
 
 
@@ -698,7 +699,7 @@ def _said(rule: Rule, labels: Pairs, annotations: Pairs) -> dict[str, str]:
 
 def _disagreements(said: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[Reason]:
     """One sentence for each thing that the rules which share a Service say differently: the first has it."""
-    for key in sorted({key for _, values in said for key in values}) if len(said) > 1 else ():
+    for key in sorted({key for _, values in said for key in values}):
         (first, taken), *others = [(service, values[key]) for service, values in said if key in values]
         other = next(((service, value) for service, value in others if value != taken), None)
         if other is not None:

@@ -20,8 +20,9 @@ from what we would have written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
+from operator import attrgetter
 from sys import intern
 from typing import Any
 
@@ -615,7 +616,19 @@ def _addresses_in(entries: list[Any]) -> set[str]:
 
 def same(one: Decoded, other: Decoded) -> bool:
     """Whether two states of an object differ in nothing but the version."""
-    return replace(other, meta=replace(other.meta, resource_version=one.meta.resource_version)) == one
+    if type(one) is not type(other):
+        return False
+    content = _CONTENT[type(one)]
+    return bool(_IDENTITY(one.meta) == _IDENTITY(other.meta) and content(one) == content(other))
+
+
+def _compared(kind: type, but: str) -> attrgetter[Any]:
+    """The fields of a dataclass that `==` compares, but one."""
+    return attrgetter(*(field.name for field in fields(kind) if field.compare and field.name != but))
+
+
+_IDENTITY = _compared(Meta, "resource_version")
+_CONTENT = {kind: _compared(kind, "meta") for kind in (CurrentService, CurrentEndpoints, CurrentSlice, CurrentRoute)}
 
 
 def version(text: str) -> int:

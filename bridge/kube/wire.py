@@ -7,6 +7,7 @@ by `json`, and judged there.
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypedDict
 
 import msgspec
@@ -94,5 +95,13 @@ def identify(raw: Any) -> tuple[tuple[str, str], int]:
 
 
 def item(raw: Any) -> Any:
-    """An item of a `raw_page`, read as `page` reads it."""
-    return _OBJECT.read(raw) if isinstance(raw, msgspec.Raw) else raw
+    """An item of a `raw_page`, read as `page` reads it; the same for an object in an answer."""
+    return _OBJECT.read(raw) if isinstance(raw, bytes | msgspec.Raw) else raw
+
+
+def body(content: dict[str, Any]) -> bytes:
+    """What is sent for `content`. Half of a surrogate pair, which JSON can only escape, is left to `json`."""
+    try:
+        return msgspec.json.encode(content)
+    except UnicodeEncodeError:
+        return json.dumps(content, separators=(",", ":")).encode()

@@ -20,7 +20,6 @@ replaced first, in one request; the apply that follows then only says whose it i
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +34,7 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
-from bridge.kube import faults, objects
+from bridge.kube import faults, objects, wire
 from bridge.kube.client import (
     APPLY,
     FIELD_MANAGER,
@@ -56,7 +55,6 @@ ALTERATIONS_SHOWN = 3
 NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
 """Types of Services whose ports have a number on every node as well."""
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _MANAGER = ("fieldManager", FIELD_MANAGER)
 _FORCE = ("force", "true")
 _CREATE_ALLOWS = frozenset({409})
@@ -288,7 +286,7 @@ class Writer:
             query=(("fieldSelector", f"metadata.name={change.name}"),),
             accept=accept,
         )
-        items = _json(answer.body).get("items") or []
+        items = _json(answer.body, wire.page).get("items") or []
         return items[0] if items and isinstance(items[0], dict) else None
 
     def _taken(self, change: Change, raw: dict[str, Any]) -> StaleError | ConflictError:
@@ -331,7 +329,7 @@ def belongs_to(raw: object) -> str:
 def _bytes(body: dict[str, Any], **preconditions: str) -> bytes:
     if preconditions:
         body = {**body, "metadata": {**body["metadata"], **preconditions}}
-    return _ENCODER.encode(body).encode()
+    return wire.body(body)
 
 
 def _version_of(raw: dict[str, Any]) -> tuple[str, str]:
@@ -350,10 +348,10 @@ def _what(change: Change) -> str:
     return f"{change.kind} {change.target.namespace}/{change.name}"
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def _json(body: bytes, read: Callable[[bytes], Any] = wire.item) -> dict[str, Any]:
     try:
-        found = json.loads(body)
-    except ValueError as error:
+        found = read(body)
+    except (ValueError, RecursionError) as error:
         raise PermanentError("the server's answer is no JSON: is that the API server's address?") from error
     return found if isinstance(found, dict) else {}
 

@@ -375,3 +375,9 @@ def test_tags_of_a_rule_that_look_like_a_mistake(
 def test_a_glob_may_match_several_names(pattern: str, several: bool) -> None:
     """Else a rule names one service in full, and may be told when Consul does not list it."""
     assert select.is_glob(pattern) is several
+
+
+@pytest.mark.parametrize("pattern", ["web", "WEB", "we*", "W?b", "[vw]eb", "wob", "x*", "web.", "we"])
+def test_a_glob_is_matched_against_many_names_as_against_one(pattern: str) -> None:
+    """Whatever its case; the names are in lower case."""
+    assert select.names_any(pattern, {"web", "db"}) == select.is_named((pattern,), "Web")

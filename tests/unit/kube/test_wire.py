@@ -46,3 +46,11 @@ def test_what_is_no_json_is_an_error_that_the_informer_knows(body: bytes) -> Non
     for read in (wire.page, wire.raw_page, wire.event):
         with pytest.raises((ValueError, RecursionError)):
             read(body)
+
+
+def test_what_json_can_only_escape_is_sent_all_the_same() -> None:
+    """Half of a surrogate pair, from a name that some program registered."""
+    sent = {"metadata": {"annotations": {"a": "\ud800", "b": "\u00fc"}}, "subsets": []}
+    assert json.loads(wire.body(sent)) == sent
+    plain = {"metadata": {"annotations": {"b": "\u00fc"}}, "subsets": [{"addresses": [{"ip": "10.0.0.1"}]}]}
+    assert json.loads(wire.body(plain)) == plain
