@@ -31,6 +31,7 @@ from bridge.core.model import (
     ClusterNodes,
     Combine,
     Current,
+    CurrentRoute,
     Group,
     Held,
     Kind,
@@ -289,7 +290,11 @@ def _with_sources(
         plan = chosen.told(plan)
     doubt = inputs.doubt if inputs.doubt and _may_be_meant(plan, carrying, current, around, resolved) else None
     asked_more = (
-        names or first.rule.combine is not None or plan.unmirrored or plan.released or current.route is not None
+        names
+        or first.rule.combine is not None
+        or plan.unmirrored
+        or plan.released
+        or isinstance(current.route, CurrentRoute)
     )
     repeats = desired is not None and not asked_more and _does_nothing(plan)
     if plan.queries != queries or doubt is not None:

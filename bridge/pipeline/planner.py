@@ -135,6 +135,8 @@ class Planner:
 
     @nodes.setter
     def nodes(self, nodes: ClusterNodes) -> None:
+        if nodes == self.nodes:
+            return
         self._around = replace(self._around, nodes=nodes)
         self._around_unasked = replace(self._around, mirrored=_not_seen)
         self._last_pass = {}

@@ -22,6 +22,7 @@ from bridge.core.model import (
     Status,
     Target,
 )
+from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import PlanOptions, reconcile
 from bridge.core.state import ConsulState
 from bridge.kube.store import Store
@@ -84,6 +85,7 @@ def full_pass(mirrored: Simulation) -> Callable[[], int]:
 def test_a_full_pass_plans_only_what_may_have_changed(planned: list[str]) -> None:
     """Whatever side it changed on; a target with writes is planned until nothing is left to write."""
     mirrored = Simulation(3)
+    mirrored.store.routes_unread[""] = Reason(Code.ROUTES_UNREAD, why="there are none")
     mirrored.first_pass()
     passes = full_pass(mirrored)
     planned.clear()
@@ -114,8 +116,8 @@ def test_a_full_pass_plans_everything_again_when_nodes_or_rights_change(planned:
     planned.clear()
     for _ in range(2):
         planner.plan_full_pass(targets)
-    planner.nodes = ClusterNodes(frozenset({"node-99"}))
-    for _ in range(2):
+    for _ in range(2):  # they are read again for every full pass, and mostly the same
+        planner.nodes = ClusterNodes(frozenset({"node-99"}))
         planner.plan_full_pass(targets)
     assert planned == ["service-0", "service-1"] * 2
     lacking.append("create")
