@@ -107,6 +107,7 @@ class _Poll:
     `paid`: seconds of its own that the budget has had so far.
     """
 
+    # attributes: what one poll has asked, found and cost so far, all of which ends with it
     began: float
     left: int
     started: float

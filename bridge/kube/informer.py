@@ -600,6 +600,7 @@ class _Relister:
 
         `has_services` tells whether the Services of a scope were listed, `has_routes` whether its HTTPRoutes are.
         """
+        # attributes: what was asked of one thread and what it found, under one condition
         self._shared = shared
         self._namespaces = namespaces
         self._refused = refused
