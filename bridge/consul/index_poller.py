@@ -9,7 +9,8 @@ between two grows with how long one takes, so that a busy catalog costs a bounde
     unverified  after reads that began before anything listened: only those services, or all when there was no poll yet
     audit       now and then: every service, and every node: an instance that is registered under another name does not
              move the index of the service that it leaves; those with a direct watch are read, for their indexes prove
-             nothing (streamed.py); what this finds was missed
+             nothing (streamed.py); what this finds was missed. Audits have a budget of their own, or a change
+             that came during one would wait for seconds until it was paid for
 
 A change during the first kind of poll does not wait for its end: the poll goes on where it is, and what it had asked
 for before comes round again at its end. Those that changed last are asked first.
@@ -48,6 +49,9 @@ SHARES = ((0.5, 3.0), (0.2, 60.0))
 Half of the time while changes come in a burst, so that the last of them is found soon; a fifth of it, and no more,
 when they never end.
 """
+
+AUDIT_SHARE = (0.1, 60.0)
+"""The same for audits: more than they take every few minutes, but for a catalog that is too large for that."""
 
 NODE_COST = 2.5
 """A node's probe, as probes of services: Consul filters all that is on the node, and who moved must be asked too."""
@@ -142,9 +146,11 @@ class IndexPoller:
         self._unverified_wanted = False
         self._audit_wanted = False
         self._audited_last = False
-        self._buckets = [TokenBucket(share, saved, clock) for share, saved in SHARES]
+        self._budget = [TokenBucket(share, saved, clock) for share, saved in SHARES]
+        self._audit_budget = [TokenBucket(*AUDIT_SHARE, clock)]
         self._rate = AdaptiveRateLimiter(PIECE, clock)
         self._not_before = float("-inf")
+        self._audit_not_before = float("-inf")
         self._services_until = float("-inf")
         self._nodes: dict[str, int] | None = None
         self._audited_nodes: dict[str, int] = {}
@@ -187,7 +193,7 @@ class IndexPoller:
             if self._running is not None or self._clock() < self._not_before:
                 return
             look = self._changed_wanted or self._unverified_wanted
-            if self._audit_wanted and not (look and self._audited_last):  # in a busy catalog a look is always due
+            if self._audit_due() and not (look and self._audited_last):  # in a busy catalog a look is always due
                 self._audit_wanted, self._audited_last = False, True
                 self._begin_audit()
             elif look:
@@ -200,6 +206,9 @@ class IndexPoller:
                 self._begin_poll(every)
 
     # ------------------------------------------------------------------ all below under the lock
+
+    def _audit_due(self) -> bool:
+        return self._audit_wanted and self._clock() >= self._audit_not_before
 
     def _begin_audit(self) -> None:
         pieces = self._probes_of(self._target.services_to_probe(every=True), auditing=True)
@@ -277,7 +286,7 @@ class IndexPoller:
         poll = self._running
         if poll is None or not poll.every or poll.founding or poll.error is not None or poll.attempt:
             return False
-        if self._audit_wanted or self._pay(poll) > 0:
+        if self._audit_due() or self._pay(poll) > 0:
             return False
         poll.began, poll.lap = self._clock(), poll.lap + 1
         again, poll.done = poll.done, []
@@ -289,10 +298,10 @@ class IndexPoller:
         return partial(self._do, poll, _Piece(piece.items, piece.ask))
 
     def _pay(self, poll: _Poll) -> float:
-        """Take the poll's time from the budget; returns after how many seconds another one may begin."""
+        """Take the poll's time from its budget; returns after how many seconds another of its kind may begin."""
         took = min(poll.asking, self._clock() - poll.started) - poll.paid
         poll.paid += took
-        return max(bucket.take(took) for bucket in self._buckets)
+        return max(bucket.take(took) for bucket in (self._audit_budget if poll.auditing else self._budget))
 
     def _round_ended(self, poll: _Poll) -> None:
         """Nothing of a poll is under way any more: it is at its end, or it goes on after a rest."""
@@ -332,7 +341,11 @@ class IndexPoller:
     def _rest(self, poll: _Poll, seconds: float) -> None:
         self._running = None
         self.last_seconds = self._clock() - poll.started
-        rest = max(seconds, self._pay(poll))
+        rest, owed = seconds, self._pay(poll)
+        if poll.auditing:
+            self._audit_not_before = self._clock() + owed
+        else:
+            rest = max(seconds, owed)
         self._not_before = self._clock() + rest
         if self._changed_wanted or self._unverified_wanted or self._audit_wanted:
             self._pool.put(Urgency.POLL, lambda _client: self.tick(), max(rest, LEAST_REST_SECONDS))

@@ -407,6 +407,22 @@ def test_one_long_poll_is_paid_for_by_a_long_rest() -> None:
     assert field.jobs.waiting
 
 
+def test_a_change_during_a_long_verification_is_looked_for_at_its_end() -> None:
+    """In a busy catalog, where polls have nothing saved up; the verification is paid for by the next one."""
+    field = Field(services=PIECE, nodes=None)
+    shares(field, took=0.3, seconds=(600.0,))
+    field.clock.now += 1.0
+    field.poll(field.poller.tick)
+    everything = field.poll(field.poller.audit, seconds=100.0)
+    assert field.poller.audited == 1
+    assert field.poll() == everything
+    field.poller.audit()
+    assert field.wait(399.0) == []  # 100 s less 60 s saved, at a tenth: 400 s
+    field.clock.now += 2.0
+    assert field.poll(field.poller.tick) == everything
+    assert field.poller.audited == 2
+
+
 def test_only_what_was_read_before_a_watch_began_is_verified() -> None:
     field = Field(services=100, nodes=10)
     assert len(field.poll(field.poller.poll_unverified)) == 110  # nothing yet to build on: nodes, then all services
