@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 T = TypeVar("T")
+Body = bytes | bytearray
+"""What a response brought: a bytearray where the server did not say its length, as Go does above 2 kB."""
 
 
 class Shape(Generic[T]):
@@ -23,7 +25,7 @@ class Shape(Generic[T]):
         self.decoder = msgspec.json.Decoder(into)
         self.otherwise = otherwise
 
-    def read(self, body: bytes | bytearray | msgspec.Raw) -> T:
+    def read(self, body: Body | msgspec.Raw) -> T:
         """Raises ValueError or RecursionError when it is no JSON, and what `otherwise` raises."""
         try:
             return self.decoder.decode(body)  # type: ignore[no-any-return]

@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from bridge.errors import BridgeError, CancelledError, CredentialsError, TransientError
+from bridge.json_shape import Body
 from bridge.kube import access as access_module
 from bridge.kube import faults, wire
 from bridge.kube.access import Access
@@ -287,7 +288,7 @@ class KubeClient:
         *,
         query: Sequence[tuple[str, str]] = (),
         accept: str = JSON,
-        read: Callable[[bytes], Any] | None = None,
+        read: Callable[[Body], Any] | None = None,
     ) -> Any:
         """GET a page of a list, as `wire.page` (or `read`) gives it. Raises ValueError when it is no JSON."""
         return (read or wire.page)(self.request("GET", path, query=query, accept=accept).body)
@@ -340,7 +341,7 @@ class KubeClient:
         """Whether a refused request is worth repeating; on a connection that has the credentials of now."""
         return self._access.renewed_after_401(used, max(0.0, wait_seconds))
 
-    def _refusal(self, asked: faults.RequestInfo, status: int, headers: Any, body: bytes) -> BridgeError:
+    def _refusal(self, asked: faults.RequestInfo, status: int, headers: Any, body: Body) -> BridgeError:
         error = faults.of_answer(asked, status, headers, body, self._access.secrets)
         if isinstance(error, CredentialsError):
             more = f"; {self._access.trouble}" if self._access.trouble else ""

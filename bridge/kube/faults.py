@@ -40,6 +40,7 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
+from bridge.json_shape import Body
 from bridge.kube.rbac import ANONYMOUS, grant
 
 TEXT_LIMIT = 400
@@ -110,7 +111,7 @@ def trim(text: str, limit: int = TEXT_LIMIT) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-def status_of(body: bytes) -> dict[str, Any]:
+def status_of(body: Body) -> dict[str, Any]:
     """The Status object of an answer, {} when the body is something else (a proxy's page, plain text)."""
     with contextlib.suppress(ValueError):
         found = json.loads(body)
@@ -145,14 +146,14 @@ def _by_way_of_proxy(asked: RequestInfo, error: BridgeError) -> BridgeError:
 
 
 def of_answer(
-    asked: RequestInfo, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...] = ()
+    asked: RequestInfo, code: int, headers: Mapping[str, str], body: Body, secrets: tuple[str, ...] = ()
 ) -> BridgeError:
     """The error for an answer with status `code` >= 400."""
     return _by_way_of_proxy(asked, _of_answer(asked, code, headers, body, secrets))
 
 
 def _of_answer(
-    asked: RequestInfo, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...]
+    asked: RequestInfo, code: int, headers: Mapping[str, str], body: Body, secrets: tuple[str, ...]
 ) -> BridgeError:
     status = status_of(body)
     raw = str(status.get("message") or body[: 4 * TEXT_LIMIT].decode("utf-8", "replace"))

@@ -43,6 +43,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
+from bridge.json_shape import Body
 from bridge.kube import faults, gateway, objects, wire
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
 from bridge.kube.objects import Decoded
@@ -97,7 +98,7 @@ _EVENT = re.compile(
 """The beginning of a watch event, in the order in which the API server writes an object's fields."""
 
 
-Read = Callable[[bytes], Any]
+Read = Callable[[Body], Any]
 
 
 def list_pages(
@@ -1029,7 +1030,7 @@ def namespace_states(client: KubeClient, namespaces: Sequence[str]) -> dict[str,
     return states
 
 
-def _metadata_of(body: bytes) -> Mapping[str, Any]:
+def _metadata_of(body: Body) -> Mapping[str, Any]:
     try:
         return objects.mapping(objects.mapping(json.loads(body)).get("metadata"))
     except ValueError:

@@ -38,6 +38,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from bridge.errors import BridgeError, PermanentError, StaleError, TransientError
+from bridge.json_shape import Body
 from bridge.kube import objects
 from bridge.kube.client import KubeClient
 
@@ -197,7 +198,7 @@ class LeaseLock:
         return self._wall().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _of_body(body: bytes) -> LeaseRecord:
+def _of_body(body: Body) -> LeaseRecord:
     try:
         return record_of(objects.mapping(json.loads(body)))
     except ValueError as error:

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from bridge.errors import PermanentError, StaleError, TransientError
+from bridge.json_shape import Body
 from bridge.kube import faults, objects
 from bridge.kube.client import KubeClient
 from bridge.kube.informer import watch_query
@@ -48,7 +49,7 @@ def holder(client: KubeClient, owner: str, namespaces: Iterable[str]) -> str:
     return ""
 
 
-def _records(body: bytes) -> tuple[list[tuple[str, LeaseRecord]], int]:
+def _records(body: Body) -> tuple[list[tuple[str, LeaseRecord]], int]:
     """The Leases of a list, with their names, and its revision."""
     try:
         answer = json.loads(body)

@@ -26,6 +26,7 @@ from typing import Any
 
 from bridge.errors import PermanentError
 from bridge.http_head import Answer
+from bridge.json_shape import Body
 from bridge.sockets import options as socket_options
 
 CHUNK = 1 << 16
@@ -37,7 +38,7 @@ class Response:
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +404,7 @@ def _is_dead(error: BaseException, began: float) -> bool:
     return isinstance(error, (OSError, http.client.HTTPException, HTTPError))
 
 
-def _body(answer: http.client.HTTPResponse, most: int) -> bytes:
+def _body(answer: http.client.HTTPResponse, most: int) -> Body:
     """The whole body, joined without a second copy of it. Raises TooLargeError."""
     length = answer.length
     if length is not None and (not most or length <= most):
@@ -415,7 +416,7 @@ def _body(answer: http.client.HTTPResponse, most: int) -> bytes:
         data += piece
         if most and len(data) > most:
             raise TooLargeError(f"the answer has more than the {_size(most)} that it may have")
-    return data  # type: ignore[return-value]  # a bytearray is read like bytes, and copying it would double it
+    return data
 
 
 def _size(count: int) -> str:

@@ -80,9 +80,10 @@ raw_page = Shape[Any](_RawPage).read
 """The same with its items not read yet: `identify` and `item` do that."""
 event = Shape[Any](_Event).read
 """An event of a watch. Raises the same."""
+answer = Shape[Any](_Object).read
+"""The object that a write is answered with. Raises the same."""
 
 _IDENTIFIED = msgspec.json.Decoder(_Identified)
-_OBJECT = Shape[Any](_Object)
 
 
 def identify(raw: Any) -> tuple[tuple[str, str], int]:
@@ -95,8 +96,8 @@ def identify(raw: Any) -> tuple[tuple[str, str], int]:
 
 
 def item(raw: Any) -> Any:
-    """An item of a `raw_page`, read as `page` reads it; the same for an object in an answer."""
-    return _OBJECT.read(raw) if isinstance(raw, bytes | msgspec.Raw) else raw
+    """An item of a `raw_page`, read as `page` reads it; `json` has read it already where it has read the page."""
+    return answer(raw) if isinstance(raw, msgspec.Raw) else raw
 
 
 def body(content: dict[str, Any]) -> bytes:

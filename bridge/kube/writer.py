@@ -34,6 +34,7 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
+from bridge.json_shape import Body
 from bridge.kube import faults, objects, wire
 from bridge.kube.client import (
     APPLY,
@@ -348,7 +349,7 @@ def _what(change: Change) -> str:
     return f"{change.kind} {change.target.namespace}/{change.name}"
 
 
-def _json(body: bytes, read: Callable[[bytes], Any] = wire.item) -> dict[str, Any]:
+def _json(body: Body, read: Callable[[Body], Any] = wire.answer) -> dict[str, Any]:
     try:
         found = read(body)
     except (ValueError, RecursionError) as error:

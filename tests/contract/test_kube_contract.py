@@ -419,6 +419,8 @@ CONTENTS: dict[str, Body] = {
             ports=(HTTP, Port("metrics", 9100)),
         ),
     ),
+    "endpoints of many, answered in chunks": endpoints(group(*ready(*(f"10.0.1.{n}" for n in range(100))))),
+    "slice of many, answered in chunks": slice_of("radosgw", group(*ready(*(f"10.0.1.{n}" for n in range(100))))),
     "slice without ports": slice_of("radosgw", group(*ready("10.0.0.1"), ports=())),
     "slice ipv6": slice_of("radosgw", group(*ready("fd00::1"), family=Family.IPV6)),
 }  # fmt: skip

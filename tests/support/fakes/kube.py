@@ -147,6 +147,10 @@ class _Rule:
     user: str
 
 
+LONG_BODY = 2048
+"""Bytes from which on the real server, as Go's does, sends chunks and does not say the length."""
+
+
 class FakeKube:
     """The server. Every public method may be called from any thread while it runs."""
 
@@ -1224,14 +1228,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         for key, value in {"Content-Type": "application/json", **headers}.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        long = len(body) > LONG_BODY
+        self.send_header(*(("Transfer-Encoding", "chunked") if long else ("Content-Length", str(len(body)))))
         self.end_headers()
         if self._truncate:
-            self.wfile.write(body[: len(body) // 2])
+            self.wfile.write(b"%x\r\n" % len(body) * long + body[: len(body) // 2])
             self.wfile.flush()
             self._cut()
-        self.wfile.write(body)
-        self.wfile.flush()
+        if long:
+            self._chunk(body)
+            self._chunk(b"")
+        else:
+            self.wfile.write(body)
+            self.wfile.flush()
 
     def _log(self, status: int) -> None:
         if not self._logged:
