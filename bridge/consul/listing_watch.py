@@ -13,7 +13,7 @@ from bridge.consul.link import Link
 from bridge.consul.ratelimit import TokenBucket
 from bridge.consul.watch import Watch
 from bridge.core.model import Listing, Unknown
-from bridge.errors import BridgeError, PermanentError, TransientError
+from bridge.errors import BridgeError, PermanentError, ThrottledError
 
 RATE, BYTES = 2.0, 1e6
 
@@ -61,7 +61,10 @@ class ListingWatch:
         return self._link.watch(self.client, ask, self._take, self._failed, ())
 
     def _pause(self, *, peeking: bool) -> None:
-        """Until the listing may be asked for again; the index shows what changes meanwhile."""
+        """Until the listing may be asked for again; the index shows what changes meanwhile.
+
+        Raises TransientError as the listing does: Consul that does not answer is reported whichever question shows it.
+        """
         until = self._link.clock() + max(self._asks.take(), self._bytes.take(self._size))
         self._size = 0
         while (left := until - self._link.clock()) > 0:
@@ -70,7 +73,7 @@ class ListingWatch:
             try:
                 if peeking:
                     self._told_by_index(self.client.catalog_index(self._link.name))
-            except (TransientError, PermanentError) as error:
+            except (ThrottledError, PermanentError) as error:  # it goes without; the listing says whether that does
                 self._link.broke(error)
                 peeking = False
 
