@@ -341,11 +341,11 @@ class IndexPoller:
     def _rest(self, poll: _Poll, seconds: float) -> None:
         self._running = None
         self.last_seconds = self._clock() - poll.started
-        rest, owed = seconds, self._pay(poll)
+        rest, debt = seconds, self._pay(poll)
         if poll.auditing:
-            self._audit_not_before = self._clock() + owed
+            self._audit_not_before = self._clock() + debt
         else:
-            rest = max(seconds, owed)
+            rest = max(seconds, debt)
         self._not_before = self._clock() + rest
         if self._changed_wanted or self._unverified_wanted or self._audit_wanted:
             self._pool.put(Urgency.POLL, lambda _client: self.tick(), max(rest, LEAST_REST_SECONDS))

@@ -1,4 +1,4 @@
-"""The pauses of the listing: what a question for the index alone shows, and what becomes of its failures."""
+"""The pauses of the listing: what a question for the index alone shows, and where its failures go."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def third_question(stub: Stub) -> None:
 
 
 def test_consul_that_does_not_answer_in_a_pause_is_reported_as_by_a_listing() -> None:
-    """The watch hears of it, reports it and backs off; kept back it would show in no log and in no metric."""
+    """The watch learns of it, reports it and backs off; kept back it would show in no log and in no metric."""
     stub = Stub(TransientError("Consul did not answer in time"))
     with pytest.raises(TransientError, match="in time"):
         third_question(stub)
