@@ -126,12 +126,14 @@ def _absent_namespaces(client: KubeClient, plans: Sequence[Plan]) -> list[Warnin
 
 def _write_in_turn(planner: Planner, plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcome]:
     """Apply the plans. A target that another one replaces goes last, and stays where that one could not be written."""
-    moved = [plan for plan in plans if plan.moves_to and plan.writes]
-    outcomes = write([plan for plan in plans if plan not in moved], writer, loaded)
+    moved, first = list[Plan](), list[Plan]()
+    for plan in plans:
+        (moved if plan.moves_to and plan.writes else first).append(plan)
+    outcomes = write(first, writer, loaded)
     if moved:
         planner.failed = {o.plan.target for o in outcomes if o.failures or o.plan.conflicts}
         if planner.failed:
-            moved = [plan for old in moved if (plan := planner.plan(old.target)) is not None]
+            moved = [again for plan in moved if (again := planner.plan(plan.target)) is not None]
         outcomes += write(moved, writer, loaded)
     return outcomes
 
