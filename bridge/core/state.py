@@ -466,19 +466,14 @@ class ConsulState:
         Rules that may be mistaken leave it as it is: so it is still known by what the endpoints there were selected.
         """
         rules = [rule for _, rule in self._assignments.winners(target) if not rule.to.annotated]
-        orders = self._orders(target)
-        if orders and all(self._matches.may_leave_out(order, said) for order in orders):
+        choices = [c for query, _ in self._assignments.winners(target) for c in self._choices(query, target)]
+        if choices and all(self._matches.may_leave_out(choice.order, said) for choice in choices):
             return said
         return selection(rules)
 
-    def _orders(self, target: Target) -> list[int]:
-        """The numbers of the rules that feed a target with what is listed."""
-        return [
-            choice.order
-            for query, _ in self._assignments.winners(target)
-            for choice in self.chosen(name_of(query))
-            if (choice.query, choice.target) == (query, target)
-        ]
+    def _choices(self, query: Query, target: Target) -> list[select.Choice]:
+        """What rules choose of a listed service for this query and target."""
+        return [c for c in self.chosen(name_of(query)) if (c.query, c.target) == (query, target)]
 
     def doubt(self, target: Target, said: str) -> Reason | None:
         """Why a mistake in a rule may be what takes away what is at a target (`rule_matches`); None when none is seen.
@@ -491,7 +486,7 @@ class ConsulState:
             listed = (name for name in self._owned.get(target, ()) if self.is_listed(name))
             return next(filter(None, (self._matches.misspelt(target, *name) for name in listed)), None)
         for query, rule in winners:
-            chosen = [c for c in self.chosen(name_of(query)) if (c.query, c.target) == (query, target)]
+            chosen = self._choices(query, target)
             known = self._views.get(query)
             silent = not self.is_listed(name_of(query)) or known is None or not (known.instances or query.filter)
             if silent or rule.to.annotated or not chosen:
