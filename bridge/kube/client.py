@@ -288,10 +288,10 @@ class KubeClient:
         *,
         query: Sequence[tuple[str, str]] = (),
         accept: str = JSON,
-        read: Callable[[Body], Any] | None = None,
+        read: Callable[[Body], Any] = wire.page,
     ) -> Any:
-        """GET a page of a list, as `wire.page` (or `read`) gives it. Raises ValueError when it is no JSON."""
-        return (read or wire.page)(self.request("GET", path, query=query, accept=accept).body)
+        """GET a page of a list, as `read` gives it. Raises ValueError when it is no JSON."""
+        return read(self.request("GET", path, query=query, accept=accept).body)
 
     @contextlib.contextmanager
     def stream(

@@ -108,7 +108,7 @@ def list_pages(
     selector: str,
     accept: str = JSON,
     page: int = PAGE,
-    read: Read | None = None,
+    read: Read = wire.page,
 ) -> Iterator[tuple[list[Any], str]]:
     """Pages of a list of objects of one kind, as `pages`."""
     more = [("labelSelector", selector)] if selector else []
@@ -122,12 +122,12 @@ def pages(
     more: Sequence[tuple[str, str]] = (),
     accept: str = JSON,
     page: int = PAGE,
-    read: Read | None = None,
+    read: Read = wire.page,
 ) -> Iterator[tuple[list[Any], str]]:
     """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway.
 
     A page that is larger than an answer may be is asked for again in smaller ones. `more` goes into each question,
-    `read` makes a page of each answer (`wire.page`).
+    `read` makes a page of each answer.
     """
     following = ""
     while True:
@@ -650,11 +650,11 @@ class _Relister:
                 self._blocked_wait_seconds = min(2 * self._blocked_wait_seconds, BLOCKED_SECONDS[1])
         return min(waits, default=None)
 
-    def _look_at_blocking(self, namespace: str | None) -> None:
-        """Read the Endpoints of others again where they are in the way."""
+    def _read_foreign(self, namespace: str | None, *, due: bool) -> None:
+        """Read the Endpoints of others where that is `due`, or where they are in the way."""
         with self._changed:
             before = {t: meta for t, meta in self._blocked.items() if namespace in (None, t.namespace)}
-        if not before:
+        if not before and not due:
             return
         _fill(self._shared.client, self._shared.store, None, namespace)
         now = {target: self._shared.store.foreign_at(target) for target in before}
@@ -696,10 +696,10 @@ class _Relister:
                     continue
                 try:
                     self._look_for_leftovers(namespace, whole=whole)
-                    self._look_at_blocking(namespace)
-                    if self.synced[namespace].is_set() and not whole:
+                    due = whole or not self.synced[namespace].is_set()
+                    self._read_foreign(namespace, due=due)
+                    if not due:
                         continue
-                    _fill(self._shared.client, self._shared.store, None, namespace)
                     self.synced[namespace].set()
                     kinds = (*SERVICE_KINDS, *([Kind.HTTP_ROUTE] if self._has_routes(namespace) else []))
                     for kind in kinds if whole else ():

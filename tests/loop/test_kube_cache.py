@@ -17,7 +17,7 @@ from pytest_httpserver import HTTPServer
 from bridge.core.model import Action, Change, Kind, Meta, Target
 from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube import informer as cache_module
-from bridge.kube import objects
+from bridge.kube import objects, wire
 from bridge.kube.client import KubeClient
 from bridge.kube.informer import Informer, NamespaceState, _Reflector, _Shared, can_i, list_once, namespace_states
 from bridge.kube.store import Store
@@ -328,7 +328,7 @@ def test_pages_that_expire_midway_are_read_from_the_start(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """410 on a `continue`: the list begins again, complete and without duplicates."""
-    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, None))
+    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, wire.page))
     for number in range(8):
         fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
     fake.inject(Fault(status=410), times=1, path="continue=.*")
@@ -340,7 +340,7 @@ def test_a_list_that_never_holds_still_is_an_error(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three expired tries are enough for a one-shot command."""
-    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, None))
+    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, wire.page))
     for number in range(8):
         fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
     fake.inject(Fault(status=410), times=99, path="continue=.*")
