@@ -26,6 +26,7 @@ from bridge.errors import (
     PermanentError,
     TransientError,
 )
+from bridge.json_shape import Body
 from bridge.kube import access as access_module
 from bridge.kube import plugin as plugin_module
 from bridge.kube import wire
@@ -792,17 +793,14 @@ def test_a_page_is_decoded_without_a_second_copy_of_its_text(fake: FakeKube, tmp
     client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url), max_answer_bytes=64 << 20))
     client.version()
     held: list[int] = []
-    real = wire.page
 
-    def page(body: bytes) -> Any:
+    def read(body: Body) -> Any:
         held.append(tracemalloc.get_traced_memory()[0])
-        return real(body)
+        return wire.page(body)
 
     tracemalloc.start()
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wire, "page", page)
-            client.page("/api/v1/services")
+        client.page("/api/v1/services", read=read)
     finally:
         tracemalloc.stop()
         client.close()
