@@ -131,9 +131,8 @@ def _inside(*, stay: bool) -> int:
         # Ctrl-C reaches everybody at this terminal. The story inside ends in order, and we wait for its end.
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
-            return subprocess.run(
-                [*command, *(["--stay"] if stay else [])], pass_fds=(page.fileno(),), check=False
-            ).returncode
+            # Not subprocess.run: a process that is killed takes the namespaces, and all that runs in them, with it.
+            return spawn([*command, *(["--stay"] if stay else [])], pass_fds=(page.fileno(),)).wait()
         finally:
             signal.signal(signal.SIGINT, before)
 
