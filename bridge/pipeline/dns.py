@@ -11,6 +11,11 @@ they plan again.
 `ttl_seconds` |
 | nothing, or that it failed | what was known before; a name without an answer stays unknown | a growing wait, at most \
 `ttl_seconds` |
+| addresses of one family, and no answer about the other | those, and of the other what was known before | the same |
+
+The system's resolver does not tell the last one apart: a server that fails for AAAA alone looks like a name without
+IPv6 addresses (glibc 2.36). So a family that is missing and was there before is asked for by itself, and so are both
+where the name seems to have no address at all.
 
 It must not know what a target is, nor what happens to the addresses.
 """
@@ -23,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from bridge.errors import PermanentError, TransientError
 from bridge.retry import RetryPolicy
@@ -52,14 +57,17 @@ class ResolverSettings:
     wait_seconds: float
 
 
-Lookup = Callable[[str], Collection[str]]
-"""Addresses (A and AAAA) of a name. Raises PermanentError when there are none, TransientError when it failed."""
+class Lookup(Protocol):
+    """Addresses (A and AAAA, or of one `family`) of a name. Raises PermanentError when there are none, TransientError
+    when it failed."""
+
+    def __call__(self, name: str, family: int = socket.AF_UNSPEC) -> Collection[str]: ...
 
 
-def system_lookup(name: str) -> tuple[str, ...]:
-    """Ask the system's resolver (hosts file, DNS, search domains) for both families."""
+def system_lookup(name: str, family: int = socket.AF_UNSPEC) -> tuple[str, ...]:
+    """Ask the system's resolver (hosts file, DNS, search domains)."""
     try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)
     except socket.gaierror as error:
         if error.errno in _NO_SUCH_NAME:
             raise PermanentError(f"{name} has no address: {error.strerror}") from error
@@ -174,7 +182,7 @@ class Resolver(Generic[User]):
 
     def _run(self) -> None:
         while (name := self._next()) is not None:
-            users = self._settle(name, self._look_up(name))
+            users = self._settle(name, *self._look_up(name))
             if users:
                 self._changed(users)
 
@@ -197,16 +205,32 @@ class Resolver(Generic[User]):
                 self._news.wait(pause)
         return None
 
-    def _look_up(self, name: str) -> tuple[str, ...] | None:
-        """Addresses, () when it has none, None when no server answers."""
+    def _look_up(self, name: str) -> tuple[tuple[str, ...] | None, bool]:
+        """Addresses, () when it has none, None when no server answers; and whether a part of the answer failed."""
         try:
-            return tuple(sorted(set(self._lookup(name)))[:ADDRESS_LIMIT])
+            found = set(self._lookup(name))
         except PermanentError:
-            return ()
+            found = set()
         except TransientError:
-            return None
+            return None, True
+        with self._news:
+            entry = self._entries.get(name)
+            before = (entry.addresses if entry is not None else None) or ()
+        failed = False
+        for family in (socket.AF_INET, socket.AF_INET6):
+            kept = {address for address in before if _family(address) == family}
+            if any(_family(address) == family for address in found) or not (kept or not found):
+                continue
+            try:
+                found.update(self._lookup(name, family))
+            except PermanentError:
+                continue
+            except TransientError:
+                failed = True
+                found |= kept
+        return (None if failed and not found else tuple(sorted(found)[:ADDRESS_LIMIT])), failed
 
-    def _settle(self, name: str, answer: tuple[str, ...] | None) -> frozenset[User]:
+    def _settle(self, name: str, answer: tuple[str, ...] | None, failed: bool) -> frozenset[User]:
         """Record an answer and when to ask again; returns the users of the name if the answer is new."""
         with self._news:
             entry = self._entries.get(name)
@@ -214,12 +238,13 @@ class Resolver(Generic[User]):
                 return frozenset()
             before = entry.addresses
             entry.tried = True
-            if answer is None:
-                entry.failures += 1
-                pause = self._backoff.wait_seconds(entry.failures)
-            else:
-                entry.failures = 0
-                pause = self._settings.ttl_seconds
+            if answer is not None:
                 entry.addresses = answer or entry.addresses or ()
+            entry.failures = entry.failures + 1 if failed else 0
+            pause = self._backoff.wait_seconds(entry.failures) if failed else self._settings.ttl_seconds
             self._ask_at(name, self._clock() + pause)
             return frozenset(entry.users) if entry.addresses != before else frozenset()
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -18,17 +18,26 @@ QUICK = resolver_settings(ttl_seconds=0.01, retry_seconds=0.005, parallel=4, wai
 LASTING = resolver_settings(ttl_seconds=3600.0, retry_seconds=0.005, parallel=4, wait_seconds=SECONDS)
 
 
+FAMILIES: tuple[int, int] = (socket.AF_INET, socket.AF_INET6)
+
+
+def family_of(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 class Dns:
     """A resolver's other side: answers that a test sets, and names that hang until they are let go."""
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[str, ...] | Exception] = {}
+        self.failing: set[int] = set()
+        """Families whose question fails; as the system does, one for both tells nothing of it."""
         self.hanging: dict[str, threading.Event] = {}
         self.asked: queue.Queue[str] = queue.Queue()
         self.heard: queue.Queue[frozenset[str]] = queue.Queue()
         self.deaths: list[BaseException] = []
 
-    def lookup(self, name: str) -> tuple[str, ...]:
+    def lookup(self, name: str, family: int = socket.AF_UNSPEC) -> tuple[str, ...]:
         """What `Resolver` calls."""
         self.asked.put(name)
         if name in self.hanging:
@@ -36,7 +45,12 @@ class Dns:
         answer = self.answers.get(name, PermanentError("no such name"))
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        if family in self.failing or len(self.failing) == len(FAMILIES):
+            raise TransientError("down")
+        found = tuple(a for a in answer if family in (0, family_of(a)) and family_of(a) not in self.failing)
+        if not found:
+            raise PermanentError("no address")
+        return found
 
     def wait_asked(self, name: str, times: int = 1) -> None:
         """Until `name` was asked for so many times more."""
@@ -124,6 +138,39 @@ def test_the_last_good_answer_stays_while_lookups_fail(dns: Dns, make: Make) -> 
         dns.wait_asked("db.test", 3)
     assert resolver.resolve("web", ["db.test"]) == {"db.test": ("10.0.0.1",)}
     assert dns.heard.qsize() == 1
+
+
+@pytest.mark.parametrize(("failing", "answer"), [(FAMILIES[0], ("10.0.0.9", "fd00::2")), (FAMILIES[1], ("10.0.0.2",))])
+def test_a_family_whose_question_fails_keeps_its_addresses(
+    dns: Dns, make: Make, failing: int, answer: tuple[str, ...]
+) -> None:
+    """The system's resolver shows the other one alone, as if there were no more; what that one has is followed."""
+    dns.answers["db.test"] = ("10.0.0.1", "fd00::1")
+    resolver = make(QUICK)
+    resolver.resolve("web", ["db.test"])
+    answered(resolver)
+    dns.heard.get(timeout=SECONDS)
+    dns.failing = {failing}
+    dns.answers["db.test"] = answer
+    assert dns.heard.get(timeout=SECONDS) == {"web"}
+    kept = {FAMILIES[0]: ("10.0.0.1", "fd00::2"), FAMILIES[1]: ("10.0.0.2", "fd00::1")}[failing]
+    assert resolver.resolve("web", ["db.test"]) == {"db.test": kept}
+    dns.failing = set()
+    assert dns.heard.get(timeout=SECONDS) == {"web"}
+    assert resolver.resolve("web", ["db.test"]) == {"db.test": answer}
+
+
+def test_a_name_without_an_address_is_none_only_if_both_families_were_answered(dns: Dns, make: Make) -> None:
+    """Where one question failed it is unknown, and asked for again soon."""
+    dns.answers["db.test"] = ("fd00::1",)
+    dns.failing = {socket.AF_INET6}
+    resolver = make(LASTING)
+    resolver.resolve("web", ["db.test"])
+    answered(resolver)
+    assert resolver.resolve("web", ["db.test"]) == {}
+    dns.failing = set()
+    assert dns.heard.get(timeout=SECONDS) == {"web"}
+    assert resolver.resolve("web", ["db.test"]) == {"db.test": ("fd00::1",)}
 
 
 def test_a_changed_answer_reaches_every_target_of_the_name_and_an_equal_one_none(dns: Dns, make: Make) -> None:
