@@ -63,7 +63,7 @@ class ConsulSide:
     def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:
         """A datacenter's services were listed, or could not be."""
         with self.planner.lock:
-            targets = self.planner.world.on_listing(datacenter, listing, self.clock())
+            targets = self.planner.consul_state.on_listing(datacenter, listing, self.clock())
             if self._compared is not None and datacenter not in self._compared and isinstance(listing, Listing):
                 self._mark_suspect((datacenter,), "at its first answer")
         self.scheduler.schedule(targets)
@@ -72,8 +72,8 @@ class ConsulSide:
     def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
         """A service was read, or could not be. With `lend` the caller writes the result if no other work is due."""
         with self.planner.lock:
-            targets = self.planner.world.on_view(query, state, self.clock())
-            fed = self.planner.world.fed_by(query) if self.kubernetes_events is not None else ()
+            targets = self.planner.consul_state.on_view(query, state, self.clock())
+            fed = self.planner.consul_state.fed_by(query) if self.kubernetes_events is not None else ()
         if self.kubernetes_events is not None:
             self.kubernetes_events.read(query, state, fed)
         if not self.scheduler.first_pass_done:
@@ -109,14 +109,14 @@ class ConsulSide:
         """
         with self.planner.lock:
             self._compared = set()
-            self._mark_suspect(self.planner.world.listed_datacenters(), "at our start")
+            self._mark_suspect(self.planner.consul_state.listed_datacenters(), "at our start")
 
     def compare_freed(self, namespaces: Collection[str]) -> None:
         """The same for the scopes that include these namespaces, now that they can be read."""
         with self.planner.lock:
             if self._compared is not None:
                 what = "when its namespaces could be read"
-                self._mark_suspect(self.planner.world.listed_datacenters(), what, namespaces)
+                self._mark_suspect(self.planner.consul_state.listed_datacenters(), what, namespaces)
 
     def _mark_suspect(self, datacenters: Collection[str], when: str, freed: Collection[str] = ()) -> None:
         """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while no bridge watched it.
@@ -129,12 +129,12 @@ class ConsulSide:
         together: dict[Scope, set[Target]] = {}
         for target, scope in self.ready_targets().items():
             together.setdefault(scope, set()).add(target)
-        world, now = self.planner.world, self.clock()
+        consul_state, now = self.planner.consul_state, self.clock()
         for scope, targets in together.items():
             if freed and not any(target.namespace in freed for target in targets):
                 continue
             for datacenter in datacenters:
-                missing, owned = world.missing(datacenter, targets)
+                missing, owned = consul_state.missing(datacenter, targets)
                 if missing * 2 > owned:
                     sign = f"{when} it lists {owned - missing} of the {owned} services that are mirrored"
                     self.planner.guard.rebuilt(datacenter, now, sign, scope)
@@ -152,8 +152,8 @@ class Subscriptions:
     def commit(self) -> None:
         """Watch exactly the services that are wanted now; a datacenter is asked from its first wanted service on."""
         with self._planner.lock:
-            added, removed = self._planner.world.commit_subscriptions()
-            datacenters = self._planner.world.active_datacenters()
+            added, removed = self._planner.consul_state.commit_subscriptions()
+            datacenters = self._planner.consul_state.active_datacenters()
         self._catalog.start(datacenters)
         if added or removed:
             self._catalog.want(added, removed)
@@ -161,5 +161,5 @@ class Subscriptions:
     def answered(self) -> bool:
         """Whether every wanted service was read, or could not be."""
         with self._planner.lock:
-            world = self._planner.world
-            return bool(world.listings_answered() and not world.pending_reads())
+            consul_state = self._planner.consul_state
+            return bool(consul_state.listings_answered() and not consul_state.pending_reads())

@@ -211,7 +211,7 @@ class Controller:
         if parts is not None and parts.scheduler.first_pass_done:
             held = {target.namespace for target in parts.informer.targets()}
         elif parts is not None:
-            held.update(namespaces_of(parts.planner.world.rules, self._kube.namespaces, own) or ())
+            held.update(namespaces_of(parts.planner.consul_state.rules, self._kube.namespaces, own) or ())
         scope = namespaces_of(rules, further, own)
         return () if scope is None else tuple(sorted(held.difference(scope, ("*",))))
 
@@ -223,16 +223,16 @@ class Controller:
         parts, client = self.parts, self._client
         if parts is None or client is None or not parts.scheduler.first_pass_done:
             return False
-        world = parts.planner.world
-        rules = anchored(rules, world.datacenters)
-        named = named_with(world.datacenters[0], rules, self._consul)
-        scopes = [namespaces_of(r, self._kube.namespaces, client.namespace) for r in (rules, world.rules)]
-        shares = [shares_of(self._consul.connections, named, spare_of(r, named)) for r in (rules, world.rules)]
-        routes = [select.asks_for_routes(r) for r in (rules, world.rules)]
-        if any(one != other for one, other in (scopes, shares, routes)) or named != world.datacenters:
+        consul_state = parts.planner.consul_state
+        rules = anchored(rules, consul_state.datacenters)
+        named = named_with(consul_state.datacenters[0], rules, self._consul)
+        scopes = [namespaces_of(r, self._kube.namespaces, client.namespace) for r in (rules, consul_state.rules)]
+        shares = [shares_of(self._consul.connections, named, spare_of(r, named)) for r in (rules, consul_state.rules)]
+        routes = [select.asks_for_routes(r) for r in (rules, consul_state.rules)]
+        if any(one != other for one, other in (scopes, shares, routes)) or named != consul_state.datacenters:
             return False
         with parts.planner.lock:
-            targets = world.replace_rules(rules, self._clock()) | world.targets()
+            targets = consul_state.replace_rules(rules, self._clock()) | consul_state.targets()
         parts.scheduler.schedule(targets)
         self._wake.set()
         return True

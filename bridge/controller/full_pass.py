@@ -47,7 +47,7 @@ class FullPasses:
             self.owned.record_all()
             self.nodes.refresh()
         with self.planner.lock:
-            targets = self.planner.world.targets() | set(self.informer.targets())
+            targets = self.planner.consul_state.targets() | set(self.informer.targets())
         plans = self.planner.plan_full_pass(targets)
         for plan in plans:
             self.results.planned(plan)

@@ -70,7 +70,7 @@ class Health:
         states.held(held, self.leadership.leads)
         errors = self.planner.read_errors()
         with self.planner.lock:
-            annotated = self.planner.world.asked_by_annotation_alone(errors)
+            annotated = self.planner.consul_state.asked_by_annotation_alone(errors)
         states.service_read_errors(errors, annotated)
         labels = self._labels_trouble()
         routes = self.informer.routes_unread()
@@ -97,7 +97,7 @@ class Health:
 
     def _rule_remarks(self) -> tuple[str, ...]:
         with self.planner.lock:
-            return self.planner.world.rule_remarks()
+            return self.planner.consul_state.rule_remarks()
 
     def _labels_trouble(self) -> tuple[str, ...]:
         return (self.labels.trouble,) if self.labels is not None and self.labels.trouble else ()

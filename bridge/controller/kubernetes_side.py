@@ -86,16 +86,16 @@ class KubernetesSide:
         """Follow what the user's Service at `target` asks for now; returns whether that changed."""
         with self.planner.lock:
             current = self.informer.current(target)
-            world, now = self.planner.world, self.clock()
-            request = request_at(current, world.datacenters[0], self.annotated, names_at(current))
+            consul_state, now = self.planner.consul_state, self.clock()
+            request = request_at(current, consul_state.datacenters[0], self.annotated, names_at(current))
             if request is None:
-                changed = world.unannotate(target, now)
+                changed = consul_state.unannotate(target, now)
             elif isinstance(request, Refusal):
-                changed = world.refuse(target, request, now)
-            elif world.annotation(target) == request:
+                changed = consul_state.refuse(target, request, now)
+            elif consul_state.annotation(target) == request:
                 return False
             else:
-                changed = world.annotate(target, *request, now)
+                changed = consul_state.annotate(target, *request, now)
         if changed:
             self.wake.set()
         return bool(changed)
@@ -121,7 +121,7 @@ class KubernetesSide:
             if freed:
                 compare(freed)
             self.planner.unreadable = now
-            targets = self.planner.world.targets() | set(self.informer.targets()) if freed else set()
+            targets = self.planner.consul_state.targets() | set(self.informer.targets()) if freed else set()
         if freed:
             self.scheduler.schedule({target for target in targets if target.namespace in freed})
 

@@ -32,7 +32,7 @@ class OwnedTargets:
         with self.planner.lock:
             for target in self.informer.targets():
                 names = names_at(self.informer.current(target))
-                changed |= self.planner.world.record_owned(target, names, self.clock())
+                changed |= self.planner.consul_state.record_owned(target, names, self.clock())
         self.scheduler.schedule(changed)
 
     def record(self, target: Target) -> None:
@@ -40,12 +40,12 @@ class OwnedTargets:
         names = names_at(self.informer.current(target))
         with self.planner.lock:
             if names:
-                changed = self.planner.world.record_owned(target, names, self.clock())
+                changed = self.planner.consul_state.record_owned(target, names, self.clock())
             else:
-                changed = self.planner.world.drop_owned(target, self.clock())
+                changed = self.planner.consul_state.drop_owned(target, self.clock())
                 self.planner.guard.forget(target)
-            world = self.planner.world
-            gone = not world.queries_at(target) and world.refusal(target) is None
+            consul_state = self.planner.consul_state
+            gone = not consul_state.queries_at(target) and consul_state.refusal(target) is None
         self.scheduler.schedule(changed)
         if gone and self.results.forget(target) is not None:
             self.observer.outcome(Outcome(Plan(target)), None)

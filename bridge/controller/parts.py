@@ -81,7 +81,7 @@ class Parts:
         self.informer.start()
         if self.labels is not None:
             self.labels.start()
-        self.catalog.start(self.planner.world.active_datacenters())
+        self.catalog.start(self.planner.consul_state.active_datacenters())
         for thread in self.threads:
             thread.start()
         self.supervisor.run()
@@ -186,7 +186,7 @@ def build(
         )
         rights = slice_rights(client, options.policy, clock, everywhere=namespaces is None)
         planner = Planner(
-            world=ConsulState(
+            consul_state=ConsulState(
                 rules,
                 datacenters,
                 options.removal_grace_seconds,

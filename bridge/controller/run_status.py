@@ -71,7 +71,7 @@ class RunStatus:
     def unmirrored(self) -> tuple[Skipped, ...]:
         """Services whose name cannot be brought into Kubernetes' form."""
         with self.planner.lock:
-            return self.planner.world.unmappable()
+            return self.planner.consul_state.unmappable()
 
     def explain(self, target: Target) -> tuple[Explanation, ...] | None:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""

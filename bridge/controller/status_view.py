@@ -29,7 +29,7 @@ class StatusView:
         names: Callable[[], Mapping[str, tuple[str, ...] | None]],
     ) -> None:
         self._planner = planner
-        self._world = planner.world
+        self._consul_state = planner.consul_state
         self._lock = planner.lock
         self._current = current
         self._names = names
@@ -37,8 +37,8 @@ class StatusView:
 
     def rows(self, outcomes: Mapping[Target, Outcome]) -> list[ServiceRow]:
         with self._lock:
-            targets = sorted(self._world.targets())
-            trouble = self._world.trouble()
+            targets = sorted(self._consul_state.targets())
+            trouble = self._consul_state.trouble()
         made: dict[Target, tuple[tuple[Any, ...], ServiceRow]] = {}
         for target in targets:
             outcome, current = outcomes.get(target), self._current(target)
@@ -62,18 +62,18 @@ class StatusView:
         if outcome is not None:
             plan = replace(outcome.plan, changes=outcome.waiting)
         with self._lock:
-            world = self._world
-            if target not in world.targets():
+            consul_state = self._consul_state
+            if target not in consul_state.targets():
                 return None
-            behind: list[tuple[Query, Rule | None]] = [*world.winners(target)]
-            known = [(query, rule, world.known(query)) for query, rule in world.winners(target)]
+            behind: list[tuple[Query, Rule | None]] = [*consul_state.winners(target)]
+            known = [(query, rule, consul_state.known(query)) for query, rule in consul_state.winners(target)]
             found = [
                 explain(
                     query.service,
                     query.datacenter,
-                    tags=world.tags((query.datacenter, query.service)),
-                    rules=world.rules if rule is None or not (rule.to.annotated or rule.unlisted) else (rule,),
-                    knowledge=world.known(query),
+                    tags=consul_state.tags((query.datacenter, query.service)),
+                    rules=consul_state.rules if rule is None or not (rule.to.annotated or rule.unlisted) else (rule,),
+                    knowledge=consul_state.known(query),
                     waiting=None if rule is None else self._planner.waiting(query, rule),
                     beside=[(other, there) for q, other, there in known if q != query and there is not None],
                     current=current,
@@ -82,16 +82,16 @@ class StatusView:
                     cluster_nodes=self._planner.nodes,
                     remembered=target if rule is None else None,
                     chosen=None if rule is None else select.Choice(0, rule, query, target),
-                    kept=world.remembered_at((query.datacenter, query.service)),
+                    kept=consul_state.remembered_at((query.datacenter, query.service)),
                 )
-                for query, rule in behind or ((query, None) for query in world.queries_at(target))
+                for query, rule in behind or ((query, None) for query in consul_state.queries_at(target))
             ]
         nobodys = set[str]().union(*(e.unaccounted for e in found)).intersection(*(e.unaccounted for e in found))
         return tuple(replace(e, unaccounted=tuple(o for o in e.unaccounted if o in nobodys)) for e in found)
 
     def _row(self, target: Target, outcome: Outcome | None, current: Current, reason: str) -> ServiceRow:
         with self._lock:
-            queries = self._world.queries_at(target)
+            queries = self._consul_state.queries_at(target)
         state, detail = _state(outcome, reason)
         plan = outcome.plan if outcome is not None else None
         return service_row(self._planner, target, queries, plan, current, state, detail)

@@ -90,7 +90,7 @@ class ConsulProbes:
         else:
             yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
         self._loaded.begin(wanted)
-        active = self._loaded.world.active_datacenters()
+        active = self._loaded.consul_state.active_datacenters()
         listed = []
         for datacenter in sorted(dc for dc in wanted if dc in known and (dc != own or dc in active)):
             try:
@@ -102,7 +102,7 @@ class ConsulProbes:
             yield _token(datacenter, services, nodes)
         self._loaded.datacenters = tuple(listed)
         self._loaded.read_all()
-        for datacenter, reason in self._loaded.world.listing_trouble().items():
+        for datacenter, reason in self._loaded.consul_state.listing_trouble().items():
             if reason not in TOLD_BY_TOKEN:
                 yield Probe(f"services of {datacenter}", FAILED, reason, self._remedy_of(reason))
         yield from self._selection()
@@ -114,12 +114,12 @@ class ConsulProbes:
 
     def _selection(self) -> Iterator[Probe]:
         """How many services are selected or asked for, and whether each gets its name."""
-        world = self._loaded.world
+        consul_state = self._loaded.consul_state
         strange, asked = self._requests()
         texts = [
             *strange,
             *(f"{target} asks for {query.service}, which {query.datacenter} does not list"
-              for target, query in asked if world.is_missing(name_of(query))),
+              for target, query in asked if consul_state.is_missing(name_of(query))),
         ]  # fmt: skip
         if texts:
             mend = "kubectl describe service NAME: its consul-bridge/ annotations and its spec"
@@ -127,10 +127,10 @@ class ConsulProbes:
         elif asked:
             count = len(asked)
             yield Probe("annotated Services", OK, f"{count} ask{'s' if count == 1 else ''} to be filled")
-        selected = world.selected()
+        selected = consul_state.selected()
         if selected:
             yield Probe("selected services", OK, str(selected))
-        elif world.rules:
+        elif consul_state.rules:
             mend = "services that Consul lists: --service, --tag, or the rules in --config"
             yield Probe("selected services", WARNING, "none", mend)
         elif not asked:
@@ -139,8 +139,8 @@ class ConsulProbes:
             yield Probe("names in rules", WARNING, some(remarks), "the name as Consul has it, unless it comes later")
         if not selected and not asked:
             return
-        losers = [loser for target in sorted(world.targets()) for loser in world.rejected(target)]
-        if losers := [*losers, *world.unmappable()]:
+        losers = [loser for target in sorted(consul_state.targets()) for loser in consul_state.rejected(target)]
+        if losers := [*losers, *consul_state.unmappable()]:
             texts = [f"{s.service}: {s.reason}" for s in losers]
             yield Probe(
                 "names", WARNING, some(texts), "a rule with another name template, e.g. '{service}-{datacenter}'"
@@ -150,12 +150,12 @@ class ConsulProbes:
 
     def _requests(self) -> tuple[list[str], list[tuple[Target, Query]]]:
         """What of users' requests cannot be served, and what can."""
-        world = self._loaded.world
+        consul_state = self._loaded.consul_state
         strange: list[str] = []
         asked: list[tuple[Target, Query]] = []
         for service in self._loaded.store.annotated_services():
             target = Target(service.meta.namespace, service.meta.name)
-            refusal, request = world.refusal(target), world.annotation(target)
+            refusal, request = consul_state.refusal(target), consul_state.annotation(target)
             if refusal is not None:
                 strange.append(f"{target}: {refusal.detail}")
             elif request is None:
@@ -163,23 +163,24 @@ class ConsulProbes:
             elif _is_filled_otherwise(service):
                 what = "has a selector: Kubernetes fills it" if service.has_selector else "is an ExternalName: an alias"
                 strange.append(f"{target} {what}")
-            elif request[1].datacenter not in world.datacenters:
+            elif request[1].datacenter not in consul_state.datacenters:
+                may_be_asked = ", ".join(consul_state.datacenters)
                 strange.append(
-                    f"{target} asks for datacenter {request[1].datacenter}: only {', '.join(world.datacenters)} may be "
-                    "asked (consul.datacenters)"
+                    f"{target} asks for datacenter {request[1].datacenter}: only {may_be_asked} may be asked "
+                    "(consul.datacenters)"
                 )
             else:
-                asked.append((target, world.meant(target) or request[1]))
+                asked.append((target, consul_state.meant(target) or request[1]))
         return strange, asked
 
     def _services(self) -> Iterator[Probe]:
         """What a pass would say of what the rules select: what Consul refuses, and what is too large."""
-        loaded, world = self._loaded, self._loaded.world
+        loaded, consul_state = self._loaded, self._loaded.consul_state
         doubts = [f"{choice.query.service}: {reason}" for choice, reason in loaded.unmet(kept=False)]
-        if not world.targets() and not doubts:
+        if not consul_state.targets() and not doubts:
             return
         refused: dict[str, list[Query]] = {}
-        for query, reason in world.trouble().items():
+        for query, reason in consul_state.trouble().items():
             refused.setdefault(reason, []).append(query)
         silent = [
             f"{query.service}: {Reason(Code.PEER_EMPTY, peer=query.peer)}"
@@ -188,21 +189,27 @@ class ConsulProbes:
         ]
         uncarried: list[str] = []
         conflicts: list[str] = []
-        for target in sorted(world.targets()):
+        for target in sorted(consul_state.targets()):
             draft = loaded.draft(target)
-            if draft is None or not world.winners(target):
+            if draft is None or not consul_state.winners(target):
                 continue
             plan = draft.plan
             services = ", ".join(query.service for query in plan.queries)
             doubts += [f"{services}: {text}" for text in plan.warnings if text.code in MISTYPED]
-            if not _is_filled_otherwise(draft.current.service) or world.annotation(target) is None:  # else told above
+            if (
+                not _is_filled_otherwise(draft.current.service) or consul_state.annotation(target) is None
+            ):  # else told above
                 conflicts += [f"{c.kind} {target} (for {services}): {c.reason}" for c in plan.conflicts]
             desired = draft.desired
             if desired is not None and desired.output is Output.ENDPOINTS and (why := why_not_carried(desired.groups)):
                 self.uncarried.add(target.namespace)
                 uncarried.append(f"{services} ({why})")
         for reason, queries in refused.items():
-            at = (request for query in queries for request in map(world.annotation, sorted(world.fed_by(query))))
+            at = (
+                request
+                for query in queries
+                for request in map(consul_state.annotation, sorted(consul_state.fed_by(query)))
+            )
             asking = [rule.name for rule, query in filter(None, at) if query in queries]
             filters = FILTERS if not asking else f"consul-bridge/filter of {some(asking)}"
             way = self._remedy_of(reason)

@@ -102,7 +102,7 @@ class Loaded:
         self.say: Progress = progress or (lambda _what, _done, _total: None)
         self._client: KubeClient | None = None
         self.store = Store(options.owner)
-        self.world = ConsulState(rules, (), grace_seconds=0.0, partial_selection=options.partial_selection)
+        self.consul_state = ConsulState(rules, (), grace_seconds=0.0, partial_selection=options.partial_selection)
         self.datacenters: tuple[str, ...] = ()
         self.listings: dict[str, Listing | Unknown] = {}
         self.views: dict[Query, Knowledge] = {}
@@ -178,11 +178,11 @@ class Loaded:
         options = self.options
         datacenters = datacenters or datacenters_of(self.rules, self.consul, options.retry, self.stop)
         self.rules = anchored(self.rules, datacenters)
-        world = self.world = ConsulState(
+        consul_state = self.consul_state = ConsulState(
             self.rules, datacenters, grace_seconds=0.0, partial_selection=options.partial_selection
         )
         for target in self.store.targets():
-            world.record_owned(target, names_at(self.store.current(target)), now=0.0)
+            consul_state.record_owned(target, names_at(self.store.current(target)), now=0.0)
         for choice in select.unlisted(self.rules):
             if isinstance(choice.target, Target):
                 self.asked.append((choice.target, choice.rule, choice.query))
@@ -191,16 +191,16 @@ class Loaded:
             current = self.store.current(target)
             request = request_at(current, datacenters[0], self.annotated, names_at(current))
             if isinstance(request, Refusal):
-                world.refuse(target, request, 0.0)
+                consul_state.refuse(target, request, 0.0)
             elif request is not None:
                 self.asked.append((target, *request))
-                world.annotate(target, *request, 0.0)
-        self.datacenters = world.active_datacenters() or datacenters[:1]
+                consul_state.annotate(target, *request, 0.0)
+        self.datacenters = consul_state.active_datacenters() or datacenters[:1]
 
     def read_all(self) -> None:
         """Read everything that the rules and users' Services ask for."""
         self.read(self.wanted)
-        self.world.expire(now=0.0)
+        self.consul_state.expire(now=0.0)
 
     def read(self, choose: Callable[[str, Listing], Iterable[Query]]) -> None:
         """Read the listings, and of each what `choose` says, into the state."""
@@ -217,15 +217,15 @@ class Loaded:
         self.remedies |= snapshot.remedies
         for datacenter, listing in snapshot.listings.items():
             if isinstance(listing, Unknown):
-                self.world.on_listing(datacenter, listing, now=0.0)
+                self.consul_state.on_listing(datacenter, listing, now=0.0)
         for query, state in snapshot.views.items():
             self.views[query] = state
-            self.world.on_view(query, state)
+            self.consul_state.on_view(query, state)
 
     def wanted(self, datacenter: str, listing: Listing) -> frozenset[Query]:
         """Take a listing; what is to be read of its datacenter."""
-        self.world.on_listing(datacenter, listing, now=0.0)
-        return frozenset(q for q in self.world.wanted() if q.datacenter == datacenter)
+        self.consul_state.on_listing(datacenter, listing, now=0.0)
+        return frozenset(q for q in self.consul_state.wanted() if q.datacenter == datacenter)
 
     # ------------------------------------------------------------------ what the rules make of it
 
@@ -250,12 +250,12 @@ class Loaded:
             for service, tags in sorted(self.tags_in(datacenter).items()):
                 if select.excluded(service, tags) is None:
                     named = select.choices(self.rules, service, datacenter)
-                    at = self.world.remembered_at((datacenter, service)) if kept else ()
+                    at = self.consul_state.remembered_at((datacenter, service)) if kept else ()
                     yield from select.unmet(service, named, tags, at)
 
     def draft(self, target: Target) -> Draft | None:
         """What the recipe makes of one target before the guard, of what was read, without asking for anything else."""
-        inputs = observe(self.world, self.store.current(target), 0.0)
+        inputs = observe(self.consul_state, self.store.current(target), 0.0)
         return reconcile(inputs, self.options.of_plans(), Surroundings(nodes=self.nodes))
 
     # ------------------------------------------------------------------ planning
@@ -290,7 +290,7 @@ class Loaded:
         """What plans all of this with a guard."""
         client = self._client
         return Planner(
-            world=self.world,
+            consul_state=self.consul_state,
             store=self.store,
             guard=guard,
             options=self.options.of_plans(force=force),

@@ -83,9 +83,9 @@ def status_once(**sides: Unpack[Sides]) -> Status:
     with closing(load(**sides)) as loaded:
         look = _Inspection(loaded)
         look.judge_all()
-        rows = sorted(row for row in map(look.row, loaded.world.targets()) if row is not None)
+        rows = sorted(row for row in map(look.row, loaded.consul_state.targets()) if row is not None)
         read_at = datetime.now(UTC).isoformat(timespec="seconds")
-        notes = (*look.unselected(), *loaded.world.rule_remarks())
+        notes = (*look.unselected(), *loaded.consul_state.rule_remarks())
         return Status(tuple(rows), look.troubles(), read_at, notes, look.held())
 
 
@@ -145,7 +145,7 @@ class _Inspection:
         """Read some of those and what shares their targets."""
         self.loaded.read(lambda dc, _listing: frozenset(q for one in services for q in self._needed(one, dc)))
         self._about = frozenset(self.loaded.views)
-        self.loaded.world.expire(now=0.0)
+        self.loaded.consul_state.expire(now=0.0)
 
     def meant(self, given: str) -> Meant:
         listed = {name for dc in self.loaded.datacenters for name in self.loaded.tags_in(dc)}
@@ -199,7 +199,7 @@ class _Inspection:
             queries.add(replace(place.query, filter=""))
             queries.add(place.query)
             if place.target is not None:
-                queries.update(self.loaded.world.queries_at(place.target))
+                queries.update(self.loaded.consul_state.queries_at(place.target))
         return frozenset(q for q in queries if q.datacenter == datacenter)
 
     def places(self, service: str) -> list[_Place]:
@@ -212,7 +212,7 @@ class _Inspection:
         for datacenter in [
             dc for dc in self.loaded.datacenters if dc in listing or left[dc]
         ] or self.loaded.datacenters[:1]:
-            chosen = self.loaded.world.chosen((datacenter, service))
+            chosen = self.loaded.consul_state.chosen((datacenter, service))
             for choice in chosen:
                 goes = choice.target if isinstance(choice.target, Target) else None
                 places.append(_Place(choice.query, goes, self.loaded.rules, chosen=choice))
@@ -225,8 +225,8 @@ class _Inspection:
 
     def _left(self, service: str, datacenter: str) -> list[Target]:
         """Targets with objects of ours that came from a service which does not go there (any more)."""
-        found = self.loaded.world.remembered_at((datacenter, service))
-        wanted = (self.loaded.world.queries_at(t) if self.loaded.world.winners(t) else () for t in found)
+        found = self.loaded.consul_state.remembered_at((datacenter, service))
+        wanted = (self.loaded.consul_state.queries_at(t) if self.loaded.consul_state.winners(t) else () for t in found)
         return sorted(
             target
             for target, queries in zip(found, wanted, strict=True)
@@ -244,18 +244,19 @@ class _Inspection:
             texts.append(f"Kubernetes: {late}: {self._mirror_trouble}")
         texts += [f"namespace {name}: {reason}" for name, reason in self.loaded.store.unreadable.items()]
         texts += [
-            f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(self.loaded.world.listing_trouble().items())
+            f"Consul, datacenter {dc}: {reason}"
+            for dc, reason in sorted(self.loaded.consul_state.listing_trouble().items())
         ]
         texts += [
             f"Consul, service {q.service} in {q.datacenter}: {reason}"
-            for q, reason in sorted(self.loaded.world.trouble().items())
+            for q, reason in sorted(self.loaded.consul_state.trouble().items())
             if self._about is None or q in self._about
         ]
         return tuple(texts)
 
     def judge_all(self) -> None:
         """Plan everything that was read, as a pass does: the guard sees all of it together."""
-        targets = self.loaded.world.targets()
+        targets = self.loaded.consul_state.targets()
         self.loaded.resolve_names(targets)
         self._plan(targets)
 
@@ -299,10 +300,10 @@ class _Inspection:
     def row(self, target: Target) -> ServiceRow | None:
         """The objects at a target and what would be done there; None when the target is not ours."""
         plan = self._plans.get(target)
-        if plan is None and not self.loaded.world.concerns(target):
+        if plan is None and not self.loaded.consul_state.concerns(target):
             return None
         current = self.loaded.store.current(target)
-        queries = self.loaded.world.queries_at(target) if plan is None else plan.queries
+        queries = self.loaded.consul_state.queries_at(target) if plan is None else plan.queries
         state = service_state(plan, waiting=plan is not None and bool(plan.writes))
         if target.namespace in self.loaded.store.unreadable:
             detail = f"namespace {target.namespace} could not be read; what is there stays"
@@ -328,14 +329,14 @@ class _Inspection:
             knowledge=known,
             beside=[
                 (rule, state)
-                for other, rule in (self.loaded.world.winners(at) if at is not None else ())
+                for other, rule in (self.loaded.consul_state.winners(at) if at is not None else ())
                 if (place.chosen is None or (other, rule) != (query, place.chosen.rule))
                 and isinstance(state := self.loaded.views.get(other), Known)
             ],
             unfiltered=self.loaded.views.get(replace(query, filter="")),
-            claims=self.loaded.world.assignments,
+            claims=self.loaded.consul_state.assignments,
             chosen=place.chosen,
-            kept=self.loaded.world.remembered_at((datacenter, service)),
+            kept=self.loaded.consul_state.remembered_at((datacenter, service)),
             current=self.loaded.store.current(at) if at is not None and self._is_seen(at) else None,
             plan=self._plans.get(at) if at is not None and self._is_seen(at) else None,
             resolved=self.loaded.addresses_of(names),

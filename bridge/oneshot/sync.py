@@ -47,11 +47,11 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
         doubts = _doubts(loaded)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
-        world = loaded.world
-        targets = world.targets()
+        consul_state = loaded.consul_state
+        targets = consul_state.targets()
         if options.force and options.only != Only():
             ours = loaded.store.targets()
-            targets = {t for t in targets if t in ours and options.only.takes(t, world.queries_at(t))}
+            targets = {t for t in targets if t in ours and options.only.takes(t, consul_state.queries_at(t))}
         loaded.resolve_names(targets)
         planner, plans = loaded.plan_all(targets, force=options.force)
         before = {plan.target: loaded.store.current(plan.target) for plan in plans}
@@ -78,10 +78,10 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
                 break
             planner = loaded.planner(planner.guard, force=options.force)
             for target in stale:
-                world.drop_owned(target)
+                consul_state.drop_owned(target)
                 if names := names_at(loaded.store.current(target)):
-                    world.record_owned(target, names, now=0.0)
-            world.expire(now=0.0)
+                    consul_state.record_owned(target, names, now=0.0)
+            consul_state.expire(now=0.0)
             again = {o.plan.target: o for o in _write_in_turn(planner, planner.plan_all(stale), writer, loaded)}
             done.update({target: _together(done[target], again.get(target)) for target in stale})
         outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
@@ -203,7 +203,12 @@ def _urgency(plan: Plan) -> tuple[int, str, str]:
 
 def _report(outcomes: Sequence[Outcome], planner: Planner, doubts: Sequence[WarningRow], *, dry_run: bool) -> Report:
     """The report, with everything that could not be read: services, whole datacenters, namespaces."""
-    world = planner.world
-    unknown = {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
-    report = build_report(outcomes, unknown, dry_run=dry_run, skipped=world.unmappable(), unplanned=planner.unplanned())
+    consul_state = planner.consul_state
+    unknown = {
+        **consul_state.trouble(),
+        **{Query(dc, ""): reason for dc, reason in consul_state.listing_trouble().items()},
+    }
+    report = build_report(
+        outcomes, unknown, dry_run=dry_run, skipped=consul_state.unmappable(), unplanned=planner.unplanned()
+    )
     return replace(report, warnings=tuple(sorted({*report.warnings, *doubts})))

@@ -75,12 +75,12 @@ class Writer(Protocol):
 
 
 class Planner:
-    """Makes the plans of targets. Thread-safe: `lock` protects `world` (what is known of Consul) and the guard."""
+    """Makes the plans of targets. Thread-safe: `lock` protects `consul_state` and the guard."""
 
     def __init__(
         self,
         *,
-        world: ConsulState,
+        consul_state: ConsulState,
         store: Store,
         guard: Guard,
         options: PlanOptions,
@@ -104,7 +104,7 @@ class Planner:
         one is in conflict or `failed`; otherwise it waits until the other one serves.
         """
         self.lock = threading.RLock()
-        self.world = world
+        self.consul_state = consul_state
         self.guard = guard
         self._store = store
         self._options = options
@@ -178,14 +178,14 @@ class Planner:
         found = []
         with self.lock:
             for namespace, reason in sorted(self.unreadable.items()):
-                targets = [t for t in sorted(self.world.targets()) if t.namespace == namespace]
-                found += [(t, self.world.queries_at(t), reason) for t in targets or [Target(namespace, "")]]
+                targets = [t for t in sorted(self.consul_state.targets()) if t.namespace == namespace]
+                found += [(t, self.consul_state.queries_at(t), reason) for t in targets or [Target(namespace, "")]]
         return found
 
     def read_errors(self) -> dict[Query, str]:
         """Services that could not be read when it was last tried, and why."""
         with self.lock:
-            return dict(self.world.trouble())
+            return dict(self.consul_state.trouble())
 
     def expired(self, now: float) -> set[Target]:
         """What is to be planned again without any event: a grace period or a hold of it may be over."""
@@ -193,19 +193,19 @@ class Planner:
             due = {target for target, at in self._look_again.items() if now >= at}
             for target in due:
                 del self._look_again[target]
-            return due | self.world.expire(now) | self.guard.due(now, self._store.ready_in)
+            return due | self.consul_state.expire(now) | self.guard.due(now, self._store.ready_in)
 
     def waiting(self, query: Query, rule: Rule) -> frozenset[Place] | None:
         """Instances that are healthy, and not yet for as long as the rule wants."""
         with self.lock:
-            return self.world.waiting(query, rule, self._clock())
+            return self.consul_state.waiting(query, rule, self._clock())
 
     def ask_for_names(self, targets: Collection[Target]) -> bool:
         """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
         found = False
         for target in targets:
             with self.lock:
-                sources = self.world.sources(target)
+                sources = self.consul_state.sources(target)
             if names := host_names(sources or ()):
                 self._around.resolve(target, names)
                 found = True
@@ -219,7 +219,7 @@ class Planner:
             return None
         now = self._clock()
         with self.lock:
-            inputs = observe(self.world, self._store.current(target), now)
+            inputs = observe(self.consul_state, self._store.current(target), now)
         around = self._around if ask else self._around_unasked
         before = None if last is None else last.get(target)
         if before is not None and before[0] == inputs and self._has_slice_rights(before[1]):

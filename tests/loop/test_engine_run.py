@@ -474,7 +474,7 @@ def test_while_kubernetes_is_in_trouble_watches_leave_the_writing_to_the_writers
     running.consul.flip("s-2", "vm-2", "critical")
 
     def heard(name: str) -> bool:
-        known = parts_of(running.bridge).planner.world.known(Query("dc1", name))
+        known = parts_of(running.bridge).planner.consul_state.known(Query("dc1", name))
         return isinstance(known, Known) and [i.status for i in known.instances] == [Status.CRITICAL]
 
     eventually(lambda: heard("s-1") and heard("s-2"), True)

@@ -240,7 +240,7 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
     consul_state.on_listing("dc1", Listing({"shared": frozenset()}), 0.0)
     consul_state.on_view(Query("dc1", "shared"), Known(()))
     planner = Planner(
-        world=consul_state,
+        consul_state=consul_state,
         store=store,
         guard=Guard(guard_settings(removal_percent=0)),
         options=PlanOptions(),

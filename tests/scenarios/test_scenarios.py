@@ -1,7 +1,7 @@
 """Runs the scenarios in *.yaml: the rules as a user would tell them, from Consul's instances to what is written.
 
 What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. What follows under
-`then` happens `after seconds` later, in a world that is otherwise as it was, maybe `restarted: true`: seen by a bridge
+`then` happens `after seconds` later, everything else being as it was, maybe `restarted: true`: seen by a bridge
 that was started again. With `dies after writes: 1` another process makes the pass, and dies after one write at each
 target; with `beside a running bridge: true` a command does that sees a running bridge. How lines are read:
 
@@ -167,7 +167,7 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
 class Stage:
     """Consul's catalog on one side, Kubernetes as a value on the other, and between them what every command runs.
 
-    Nothing of the way from a listing to a change is repeated here: the world, the planner and the guard are the
+    Nothing of the way from a listing to a change is repeated here: the Consul state, the planner and the guard are the
     bridge's own, and what a test sets up is what they read.
     """
 
@@ -175,7 +175,7 @@ class Stage:
         self.adopt = adopt
         self.settings = guard_settings(hold_release_seconds=hold_release_seconds)
         self.guard = Guard(self.settings)
-        self.world = ConsulState((), (DC, *OTHERS), grace_seconds=0.0, follows=True)
+        self.consul_state = ConsulState((), (DC, *OTHERS), grace_seconds=0.0, follows=True)
         self.store = Objects()
         self.now = 0.0
         self.unreachable: Sequence[str] = ()
@@ -183,17 +183,19 @@ class Stage:
     @property
     def unmappable(self) -> set[Skipped]:
         """Services whose name cannot be brought into Kubernetes' form."""
-        return set(self.world.unmappable())
+        return set(self.consul_state.unmappable())
 
     def restart(self) -> None:
         """Another process takes over: what is known of Consul and what was held is gone, Kubernetes is the memory."""
-        self.world = ConsulState(self.world.rules, self.world.datacenters, grace_seconds=0.0, follows=True)
+        self.consul_state = ConsulState(
+            self.consul_state.rules, self.consul_state.datacenters, grace_seconds=0.0, follows=True
+        )
         self.guard = Guard(self.settings)
 
     def change(self, given: Mapping[str, Any]) -> None:
         """What happened before the next pass: other rules, objects of other people, a rebuilt Consul."""
         if "rules" in given:
-            self.world.replace_rules([_rule(r) for r in given["rules"]], self.now)
+            self.consul_state.replace_rules([_rule(r) for r in given["rules"]], self.now)
         for text in given.get("objects", ()):
             self.place(text)
         if datacenter := given.get("index went backwards"):
@@ -223,7 +225,7 @@ class Stage:
         )
         self.guard.due(self.now, self.store.ready_in)
         planner = Planner(
-            world=self.world,
+            consul_state=self.consul_state,
             store=self.store,
             guard=self.guard if writes is None and not running else Guard(self.settings, running),
             options=PlanOptions(owner=OWNER, policy=policy, adopt=self.adopt, force=force),
@@ -233,7 +235,7 @@ class Stage:
             time_of_day=lambda: 1.7e9 + self.now,
             window=DeviationWindow(lambda: self.now, 0.0),
         )
-        plans = [replace(p, changes=p.writes[:writes]) for p in planner.plan_all(self.world.targets())]
+        plans = [replace(p, changes=p.writes[:writes]) for p in planner.plan_all(self.consul_state.targets())]
         for plan in plans:
             cluster = self.store.cluster(plan.target)
             outcome = apply_plan(plan, cluster.write)
@@ -249,22 +251,22 @@ class Stage:
             current = self.store.current(target)
             request = annotated.request_at(current, DC, annotated.USUAL, names_at(current))
             if request is None:
-                self.world.unannotate(target, self.now)
+                self.consul_state.unannotate(target, self.now)
             elif isinstance(request, annotated.Refusal):
-                self.world.refuse(target, request, self.now)
-            elif self.world.annotation(target) != request:
-                self.world.annotate(target, *request, self.now)
+                self.consul_state.refuse(target, request, self.now)
+            elif self.consul_state.annotation(target) != request:
+                self.consul_state.annotate(target, *request, self.now)
 
     def _recall(self, target: Target) -> None:
         """Where the objects at a target came from."""
         if names := names_at(self.store.current(target)):
-            self.world.record_owned(target, names, self.now)
+            self.consul_state.record_owned(target, names, self.now)
         else:
-            self.world.drop_owned(target, self.now)
+            self.consul_state.drop_owned(target, self.now)
             self.guard.forget(target)
 
     def _read_consul(self, catalog: Mapping[str, Sequence[Instance]]) -> None:
-        named = {dc for rule in self.world.rules for dc in rule.datacenters}
+        named = {dc for rule in self.consul_state.rules for dc in rule.datacenters}
         for datacenter in (DC, *(dc for dc in OTHERS if dc in named)):
             at = "" if datacenter == DC else f"@{datacenter}"
             listing = {
@@ -273,14 +275,14 @@ class Stage:
                 if service.partition("@")[1:] == (at[:1], at[1:])
             }
             lost = datacenter in self.unreachable
-            self.world.on_listing(
+            self.consul_state.on_listing(
                 datacenter, Unknown("no answer", unreachable=True) if lost else Listing(listing), self.now
             )
-        for query in self.world.wanted():
+        for query in self.consul_state.wanted():
             name = query.service if query.datacenter == DC else f"{query.service}@{query.datacenter}"
             if query.datacenter not in self.unreachable:
-                self.world.on_view(query, Known(tuple(catalog.get(name, ()))), self.now)
-        self.world.expire(self.now)
+                self.consul_state.on_view(query, Known(tuple(catalog.get(name, ()))), self.now)
+        self.consul_state.expire(self.now)
 
     def _place_slice(self, first: str, manners: Sequence[str]) -> None:
         """A slice of another owner's; its name begins with the Service's. `gone` takes it away again."""

@@ -1,8 +1,8 @@
 """`make bench-sim`: the pure core and the queue with 100,000 services and 1,000,000 instances, no server at all.
 
 Each size runs in a process of its own: every service is read, planned and taken for written once (the first pass),
-then single services change, each through world, queue, plan, guard and store, as in `bridge run`. Then what looks at
-all of them: the supervisor's tick, and a listing with a name more than the last.
+then single services change, each through Consul state, queue, plan, guard and store, as in `bridge run`. Then what
+looks at all of them: the supervisor's tick, and a listing with a name more than the last.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Simulation:
 
     def __init__(self, services: int) -> None:
         self.services = services
-        self.world = ConsulState((RULE,), (DATACENTER,), grace_seconds=30.0)
+        self.consul_state = ConsulState((RULE,), (DATACENTER,), grace_seconds=30.0)
         self.store = Store("default")
         self.queue: WorkQueue[Target] = WorkQueue()
         self.planner = Planner(
-            world=self.world,
+            consul_state=self.consul_state,
             store=self.store,
             guard=Guard(guard_settings()),
             options=PlanOptions(),
@@ -87,11 +87,11 @@ class Simulation:
     def first_pass(self) -> int:
         """Read and write everything; the number of writes."""
         self.names = {f"service-{n}": frozenset[str]() for n in range(self.services)}
-        self.world.on_listing(DATACENTER, Listing(self.names), now=0.0)
+        self.consul_state.on_listing(DATACENTER, Listing(self.names), now=0.0)
         for n in range(self.services):
-            self.world.on_view(query(n), Known(tuple(instances(n))))
+            self.consul_state.on_view(query(n), Known(tuple(instances(n))))
         writes = 0
-        for target in self.world.targets():
+        for target in self.consul_state.targets():
             self.queue.add(target)
         while len(self.queue):
             writes += self.work()
@@ -99,19 +99,19 @@ class Simulation:
 
     def change(self, n: int, turn: int) -> int:
         """One instance of a service flips; the number of writes."""
-        known = self.world.known(query(n))
+        known = self.consul_state.known(query(n))
         if known is None:
             raise RuntimeError(f"service {n} was never read")
         first, *others = known.instances
         status = Status.PASSING if first.status is Status.CRITICAL else Status.CRITICAL
-        for target in self.world.on_view(query(n), Known((replace(first, status=status), *others))):
+        for target in self.consul_state.on_view(query(n), Known((replace(first, status=status), *others))):
             self.queue.add(target)
         return self.work()
 
     def tick(self) -> None:
         """What the supervisor does twice a second: requests, grace periods and holds."""
-        self.table.want(*self.world.commit_subscriptions())
-        self.world.expire(0.0)
+        self.table.want(*self.consul_state.commit_subscriptions())
+        self.consul_state.expire(0.0)
         self.planner.guard.due(0.0, self.store.ready_in)
 
     def new_name(self, n: int) -> int:
@@ -119,9 +119,9 @@ class Simulation:
         self.names = {**self.names, f"service-{n}": frozenset()}
         listing, view = Listing(self.names), Known(tuple(instances(n)))
         began = time.process_time()
-        self.world.on_listing(DATACENTER, listing, now=0.0)
+        self.consul_state.on_listing(DATACENTER, listing, now=0.0)
         self.tick()
-        for target in self.world.on_view(query(n), view):
+        for target in self.consul_state.on_view(query(n), view):
             self.queue.add(target)
         writes = self.work()
         self.took = (time.process_time() - began) * 1e6

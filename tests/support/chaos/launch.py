@@ -81,7 +81,7 @@ def always_write() -> None:
 
     def turn(self: Supervisor) -> None:
         real_turn(self)
-        for target in sorted(self.planner.world.targets())[:2]:
+        for target in sorted(self.planner.consul_state.targets())[:2]:
             plan = self.planner.plan(target)
             for change in plan.changes if plan is not None else ():
                 if change.action is Action.UNCHANGED and change.kind.value == "Endpoints":

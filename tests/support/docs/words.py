@@ -45,6 +45,7 @@ WORDS: Mapping[str, str] = {
     "vouch": "verify",
     "vouched": "verified",
     "vouches": "verifies",
+    "world": "Consul state",
 }
 """Word: what to say instead."""
 

@@ -75,10 +75,12 @@ class Process:
     def __init__(self, harness: Harness, *, force: bool = False) -> None:
         self.harness = harness
         self.seen = Seen(harness.cluster.current())
-        self.world = ConsulState((harness.rule,), ("dc1",), grace_seconds=0.0 if force else harness.grace_seconds)
+        self.consul_state = ConsulState(
+            (harness.rule,), ("dc1",), grace_seconds=0.0 if force else harness.grace_seconds
+        )
         self.guard = Guard(guard_settings())
         self.planner = Planner(
-            world=self.world,
+            consul_state=self.consul_state,
             store=self.seen,
             guard=self.guard,
             options=PlanOptions(owner=OWNER, force=force),
@@ -90,17 +92,17 @@ class Process:
 
     def read(self, listed: Sequence[Instance] | None) -> None:
         """Consul's answer; None: the service is not there."""
-        self.world.on_listing("dc1", Listing({QUERY.service: frozenset()} if listed is not None else {}), 0.0)
-        self.world.on_view(QUERY, Known(tuple(listed or ())))
+        self.consul_state.on_listing("dc1", Listing({QUERY.service: frozenset()} if listed is not None else {}), 0.0)
+        self.consul_state.on_view(QUERY, Known(tuple(listed or ())))
         self.remember()
-        self.world.expire(self.harness.now)
+        self.consul_state.expire(self.harness.now)
 
     def remember(self) -> None:
         """What is in the cluster is known to come from the service."""
         if self.seen.targets():
-            self.world.record_owned(TARGET, [("dc1", QUERY.service)], self.harness.now)
+            self.consul_state.record_owned(TARGET, [("dc1", QUERY.service)], self.harness.now)
         else:
-            self.world.drop_owned(TARGET)
+            self.consul_state.drop_owned(TARGET)
             self.guard.forget(TARGET)
 
     def plan(self) -> Plan | None:

@@ -46,7 +46,7 @@ def test_a_target_without_a_choice_is_planned_again_when_the_preferred_datacente
     state = ConsulState((FAILOVER,), ("dc1", "dc2"), grace_seconds=0.0)
     guard = Guard(guard_settings(restore_hold_seconds=60.0))
     planner = Planner(
-        world=state, store=Store("default"), guard=guard, options=PlanOptions(), clock=lambda: now[0],
+        consul_state=state, store=Store("default"), guard=guard, options=PlanOptions(), clock=lambda: now[0],
     )  # fmt: skip
     for number, datacenter in enumerate(FAILOVER.datacenters):
         address = f"10.0.0.{number}"
@@ -78,7 +78,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def full_pass(mirrored: Simulation) -> Callable[[], int]:
     """A full pass over all targets, which returns how many writes it plans."""
-    targets = mirrored.world.targets()
+    targets = mirrored.consul_state.targets()
     return lambda: sum(len(plan.writes) for plan in mirrored.planner.plan_full_pass(targets))
 
 
@@ -93,7 +93,7 @@ def test_a_full_pass_plans_only_what_may_have_changed(planned: list[str]) -> Non
     planned.clear()
     assert (passes(), planned) == (0, [])
     first, *others = instances(1)
-    mirrored.world.on_view(query(1), Known((replace(first, status=Status.CRITICAL), *others)))
+    mirrored.consul_state.on_view(query(1), Known((replace(first, status=Status.CRITICAL), *others)))
     assert (passes(), passes(), planned) == (2, 2, ["service-1", "service-1"])
     planned.clear()
     stored = mirrored.store.current(Target("default", "service-2")).endpoints
@@ -109,10 +109,10 @@ def test_a_full_pass_plans_everything_again_when_nodes_or_rights_change(planned:
     mirrored.first_pass()
     lacking: list[str] = []
     planner = Planner(
-        world=mirrored.world, store=mirrored.store, guard=Guard(guard_settings()), options=PlanOptions(),
+        consul_state=mirrored.consul_state, store=mirrored.store, guard=Guard(guard_settings()), options=PlanOptions(),
         clock=lambda: 0.0, slices_forbidden=lambda _namespace: lacking,
     )  # fmt: skip
-    targets = mirrored.world.targets()
+    targets = mirrored.consul_state.targets()
     planned.clear()
     for _ in range(2):
         planner.plan_full_pass(targets)
