@@ -59,11 +59,11 @@ class CatalogListener(Protocol):
     def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:
         """The services of a datacenter changed, or could not be listed."""
 
-    def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
+    def on_view(self, query: Query, state: Knowledge, seen: float, inline: InlineExecutor | None = None) -> None:
         """The instances of a service changed (`seen`: clock when the answer was there), or could not be read.
 
-        With `lend` the calling thread is free: the listener may pass it the work that follows, which saves a switch to
-        another thread (measured: 0.24 ms of the 4.6 ms from Consul's answer to the API server's).
+        With `inline` the calling thread is free: the listener may pass it the work that follows, which saves a switch
+        to another thread (measured: 0.24 ms of the 4.6 ms from Consul's answer to the API server's).
         """
 
     def on_rebuilt(self, datacenter: str) -> None:
@@ -321,8 +321,8 @@ class DatacenterWatch:
             subscription.attempts = 0
             if published is Published.CHANGED:
                 self._direct.changed(subscription)
-            for lent in work:
-                lent()
+            for task in work:
+                task()
             if published is Published.CHANGED:
                 self._renamed(subscription, before)
             # whether something is still hidden, only a plain read says

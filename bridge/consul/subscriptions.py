@@ -154,11 +154,11 @@ class SubscriptionTable:
         state: Known | Unknown,
         seen: float,
         generation: int | None = None,
-        lend: InlineExecutor | None = None,
+        inline: InlineExecutor | None = None,
     ) -> Published:
         """Take what was read for a subscription and call the listener when it differs from what was known.
 
-        With `generation` (as it was before the reading began) a view that another reader overtook is refused. `lend`
+        With `generation` (as it was before the reading began) a view that another reader overtook is refused. `inline`
         offers the caller's thread to the listener.
         """
         with subscription.lock:
@@ -174,7 +174,7 @@ class SubscriptionTable:
                 changed = subscription.known is not None and state != subscription.known
                 state = self._keep(subscription, state)
             subscription.state = state
-            self._on_view(subscription.query, state, seen, lend)
+            self._on_view(subscription.query, state, seen, inline)
             return Published.CHANGED if changed else Published.SAME
 
     def _keep(self, subscription: Subscription, state: Known) -> Known:

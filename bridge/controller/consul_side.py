@@ -69,8 +69,8 @@ class ConsulSide:
         self.scheduler.schedule(targets)
         self.wake.set()
 
-    def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
-        """A service was read, or could not be. With `lend` the caller writes the result if no other work is due."""
+    def on_view(self, query: Query, state: Knowledge, seen: float, inline: InlineExecutor | None = None) -> None:
+        """A service was read, or could not be. With `inline` the caller writes the result if no other work is due."""
         with self.planner.lock:
             targets = self.planner.consul_state.on_view(query, state, self.clock())
             fed = self.planner.consul_state.fed_by(query) if self.kubernetes_events is not None else ()
@@ -82,9 +82,9 @@ class ConsulSide:
             return
         for target in targets:
             self.pending.seen(target, seen)
-        if lend is not None and len(targets) == 1:
+        if inline is not None and len(targets) == 1:
             (target,) = targets
-            if self.workers.run_inline(target, lend):
+            if self.workers.run_inline(target, inline):
                 return
         self.scheduler.schedule(targets)
 

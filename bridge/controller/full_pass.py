@@ -53,7 +53,7 @@ class FullPasses:
             self.results.planned(plan)
             if (plan.writes or plan.unmirrored) and self.leadership.leads(plan.target):
                 self.scheduler.add(plan.target)
-            self.scheduler.recheck_deviations(plan)
+            self.scheduler.revisit(plan)
         self.last = self.clock()
         report = build_report(
             [Outcome(p, (), ()) for p in plans],

@@ -19,7 +19,7 @@ LATER = 2
 class Scheduler:
     """Queues targets. `judge` shows several to the guard; `exists`: a target has Endpoints or slices. Any thread.
 
-    `blocked` learns whether the Endpoints of another owner stand in the way at a target.
+    `blocked` learns whether Endpoints of another owner block a target, and has it queued when they change.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Scheduler:
         """Queue one that has been judged already; what exists goes before what is to be created."""
         self._queue.add(target, priority=0 if self._exists(target) else 1)
 
-    def recheck_deviations(self, plan: Plan) -> None:
-        """Plan a target once more when the window of its deviations is over, or what is in its way has changed."""
+    def revisit(self, plan: Plan) -> None:
+        """Have a target planned once more after the window of its deviations, and when what blocks it changes."""
         self._blocked(plan.target, any(conflict.kind is Kind.ENDPOINTS for conflict in plan.conflicts))
         if plan.deviations_recent:
             self._queue.add(plan.target, priority=LATER, delay_seconds=self._recheck_seconds)

@@ -125,16 +125,16 @@ class Workers:
 
     def run(self) -> None:
         while (target := self.queue.take()) is not None:
-            self._finish(target)
+            self._work_on(target)
 
-    def run_inline(self, target: Target, lend: InlineExecutor) -> bool:
-        """Work on `target` in the calling thread (through `lend`) if no other work is due; False: it must be queued."""
+    def run_inline(self, target: Target, inline: InlineExecutor) -> bool:
+        """Work on `target` in the calling thread (`inline`) if no other work is due; False: it must be queued."""
         if not self.writer.free or not self.queue.claim(target, MAX_INLINE_WRITES):
             return False
-        lend(partial(guarded, partial(self._finish, target), self.failed))
+        inline(partial(guarded, partial(self._work_on, target), self.failed))
         return True
 
-    def _finish(self, target: Target) -> None:
+    def _work_on(self, target: Target) -> None:
         """Work on a target that was taken out of the queue, and return it."""
         try:
             self.reconcile(target)
@@ -161,7 +161,7 @@ class Workers:
         if any(isinstance(failure.error, NotLeadingError) for failure in outcome.failures):
             self._stand_by(outcome, pending)
         else:
-            self._settle(outcome, pending)
+            self._record(outcome, pending)
 
     def _stand_by(self, outcome: Outcome, pending: PendingChange) -> None:
         """Another replica writes this target: keep the plan, in case this replica takes the shard over."""
@@ -172,7 +172,7 @@ class Workers:
         if outcome.applied or _account(before) != _account(waiting):
             self.observer.outcome(waiting, None)
         self.owned.record(target)
-        self.scheduler.recheck_deviations(outcome.plan)
+        self.scheduler.revisit(outcome.plan)
         if self.leadership.leads(target):  # it became ours just now, maybe before this was recorded
             self.queue.add(target)
 
@@ -186,7 +186,7 @@ class Workers:
             return True
         return False
 
-    def _settle(self, outcome: Outcome, pending: PendingChange) -> None:
+    def _record(self, outcome: Outcome, pending: PendingChange) -> None:
         """Record the outcome and schedule what is still to be done."""
         target, since = outcome.plan.target, pending.since
         before = self.results.record(outcome)
@@ -210,7 +210,7 @@ class Workers:
             self.queue.add(target, delay_seconds=delay)
         if outcome.plan.unmirrored:
             self.queue.add(target, delay_seconds=MIRRORED_SECONDS)
-        self.scheduler.recheck_deviations(outcome.plan)
+        self.scheduler.revisit(outcome.plan)
         if not outcome.failures:
             self.retry.forget(target)
 

@@ -182,7 +182,7 @@ class Resolver(Generic[User]):
 
     def _run(self) -> None:
         while (name := self._next()) is not None:
-            users = self._settle(name, *self._look_up(name))
+            users = self._record_answer(name, *self._look_up(name))
             if users:
                 self._changed(users)
 
@@ -230,7 +230,7 @@ class Resolver(Generic[User]):
                 found |= kept
         return (None if failed and not found else tuple(sorted(found)[:ADDRESS_LIMIT])), failed
 
-    def _settle(self, name: str, answer: tuple[str, ...] | None, failed: bool) -> frozenset[User]:
+    def _record_answer(self, name: str, answer: tuple[str, ...] | None, failed: bool) -> frozenset[User]:
         """Record an answer and when to ask again; returns the users of the name if the answer is new."""
         with self._news:
             entry = self._entries.get(name)

@@ -164,13 +164,13 @@ def test_instances_that_did_not_change_stay_the_same_objects() -> None:
 def test_a_reading_thread_can_write_itself() -> None:
     """The offer reaches the listener with the news, and no other thread is offered."""
     offers: list[Any] = []
-    lent: list[Any] = []
+    inlined: list[Any] = []
 
-    def on_view(_query: Query, _state: Any, _seen: float, lend: Any) -> None:
-        offers.append(lend)
+    def on_view(_query: Query, _state: Any, _seen: float, inline: Any) -> None:
+        offers.append(inline)
 
     one = SubscriptionTable(on_view, "", "")
     ((subscription,), _) = one.want([WEB])
     one.publish(subscription, known("a"), 1.0)
-    one.publish(subscription, known("b"), 2.0, lend=lent.append)
-    assert offers == [None, lent.append]
+    one.publish(subscription, known("b"), 2.0, inline=inlined.append)
+    assert offers == [None, inlined.append]
