@@ -123,7 +123,7 @@ class DatacenterWatch:
             link.concurrency,
             link.client,
             self._direct_watch,
-            self._released,
+            self._lost_watch,
             failed,
             link.stop,
         )
@@ -352,7 +352,7 @@ class DatacenterWatch:
                 if other.query.service.lower() != name and other.has(instance.node, instance.id):
                     self._reader.refresh(other, even_direct=bool(other.mismatch))
 
-    def _released(self, subscription: Subscription) -> None:
+    def _lost_watch(self, subscription: Subscription) -> None:
         """A service lost its direct watch: from here on aggregate watches and index polls look after it."""
         self._aggregates.start()
         self._reader.refresh(subscription)

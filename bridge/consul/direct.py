@@ -44,7 +44,7 @@ class DirectWatches:
     concurrency: AdaptiveConcurrency
     make_client: Callable[[], ConsulClient]
     make_watch: Callable[[ConsulClient, Subscription], Watch]
-    released: Callable[[Subscription], None]
+    lost_watch: Callable[[Subscription], None]
     failed: Callable[[BaseException], None]
     stop: threading.Event
 
@@ -129,13 +129,13 @@ class DirectWatches:
     # ------------------------------------------------------------------ a slot's thread
 
     def _run(self, slot: Slot) -> None:
-        while (subscription := self._await_entry(slot)) is not None:
+        while (subscription := self._await_subscription(slot)) is not None:
             watch = self.make_watch(slot.client, subscription)
             while not self.stop.is_set() and self._keeps(slot, subscription):
                 watch.step()
-            self._release(slot, subscription)
+            self._take_back(slot, subscription)
 
-    def _await_entry(self, slot: Slot) -> Subscription | None:
+    def _await_subscription(self, slot: Slot) -> Subscription | None:
         with self._changed:
             while not self.stop.is_set():
                 if slot.subscription is not None:
@@ -168,7 +168,7 @@ class DirectWatches:
                     return False
             return True
 
-    def _release(self, slot: Slot, subscription: Subscription) -> None:
+    def _take_back(self, slot: Slot, subscription: Subscription) -> None:
         with self._changed:
             slot.subscription = None
             self._free.add(slot)
@@ -177,7 +177,7 @@ class DirectWatches:
                 self._waiting[subscription] = None
             self._fill()
         if not subscription.removed and not self.stop.is_set():
-            self.released(subscription)
+            self.lost_watch(subscription)
 
     # ------------------------------------------------------------------ the end, and figures
 

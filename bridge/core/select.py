@@ -329,7 +329,7 @@ class TargetAssignments:
         rules[rank] = rule
         return self._changed(target, before)
 
-    def release(self, query: Query, target: Target, *, annotated: bool | None = None, order: int = 0) -> set[Target]:
+    def withdraw(self, query: Query, target: Target, *, annotated: bool | None = None, order: int = 0) -> set[Target]:
         """`query` no longer wants `target` (nothing happens when it never did). Returns the targets that changed.
 
         `annotated` says which claim is meant; without it the annotated Service's if there is one, else the rule's.

@@ -7,7 +7,8 @@
 | `annotate`, `refuse`: users' Services | `rejected`, `unmappable`: what gets no target, and why |
 
 Whatever comes in returns the targets to plan again; so does `expire` as time passes. Read `_choose` first (which rules
-take a service), then `_take` and `_give_up` (which targets that feeds) and `_is_gone` (when a service has left).
+take a service), then `_claim_all` and `_withdraw_all` (which targets that feeds) and `_is_gone` (when a service has
+left).
 
 Listings say which services there are, views say what their instances are. Tags, meta and filters select instances
 and never end the life of a Service: while the name is listed and a rule names it, the objects at that rule's target
@@ -56,18 +57,18 @@ Name = tuple[str, str]
 FORMER_WAYS = 2
 """How many earlier versions of an instance (with other tags or meta) are remembered."""
 
-IDLE_SECONDS = (0.5, 30.0)
+ORPHAN_CHECK_SECONDS = (0.5, 30.0)
 """A target that no service feeds any more is checked when its grace is over, then less and less often, if it still may
 not go."""
 
 
 @dataclass(slots=True)
 class _Orphan:
-    """A target that no service feeds: since when, when it is to be looked at, and how long the next wait is."""
+    """A target that no service feeds: since when, when it is to be checked, and how long the next wait is."""
 
     since: float
-    look_at: float
-    wait_seconds: float = IDLE_SECONDS[0]
+    check_at: float
+    wait_seconds: float = ORPHAN_CHECK_SECONDS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,9 @@ class ConsulState:
         self._refusals: dict[Target, Refusal] = {}
         self._unmappable: dict[tuple[int, Query], Skipped] = {}
         self._leaving: dict[Name, float] = {}
-        self._left: set[Name] = set()  # of those that are leaving: where it has been told that they are gone
+        self._known_to_have_left: set[Name] = (
+            set()
+        )  # of those that are leaving: where it has been told that they are gone
         self._owned: dict[Target, tuple[Name, ...]] = {}
         self._owned_by: dict[Name, set[Target]] = {}
         self._orphaned: dict[Target, _Orphan] = {}
@@ -142,7 +145,7 @@ class ConsulState:
         self._remarks: tuple[Reason, ...] | None = None
         self._hints: dict[str, str] = {}
         self._matches = RuleMatches(self.rules)
-        self._pin()
+        self._claim_unlisted()
 
     # ------------------------------------------------------------------ what comes in
 
@@ -159,9 +162,9 @@ class ConsulState:
         )
         self._unreachable.discard(datacenter)
         if self._listing_trouble.pop(datacenter, None) is not None:
-            for target, idle in self._orphaned.items():
+            for target, orphan in self._orphaned.items():
                 if any(dc == datacenter for dc, _ in self._owned.get(target, ())):
-                    idle.look_at = now
+                    orphan.check_at = now
             changed |= self._left_over_from(datacenter)
         came, gone = listing.changes_since(self._listings.get(datacenter))
         self._listings[datacenter] = listing
@@ -195,7 +198,7 @@ class ConsulState:
             return set()
         self._note_healthy(query, before, state, now)
         self._views[query] = state if before is None else replace(state, former=_former(before, state))
-        self._see(choice for choice in self.chosen(name_of(query)) if choice.query == query)
+        self._note_matches(choice for choice in self.chosen(name_of(query)) if choice.query == query)
         left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
         return left | (self._combined_of(query) if same else self._feeds.get(query, set()))
 
@@ -233,7 +236,7 @@ class ConsulState:
             if not targets:
                 del self._owned_by[name]
                 self._touched.add(Query(*name))
-                self._tidy(name)
+                self._cancel_leaving_if_unused(name)
         return names
 
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
@@ -262,7 +265,7 @@ class ConsulState:
         if asked is None:
             return set() if refused is None else {target}
         self._annotated_by[asked[1].datacenter, asked[1].service.lower()].discard(target)
-        self._release(self._meant.pop(target), target, now, annotated=True)
+        self._withdraw(self._meant.pop(target), target, now, annotated=True)
         if not self._assignments.winners(target):
             self._unsubscribed.add(target)
         return {target}
@@ -287,20 +290,20 @@ class ConsulState:
         due: set[Target] = set()
         for name, since in list(self._leaving.items()):
             if now - since < self._grace_seconds or not self._is_gone(name, partial_selection=False):
-                self._left.discard(name)  # it is on its way back, or cannot be seen
+                self._known_to_have_left.discard(name)  # it is on its way back, or cannot be seen
                 continue
-            if name not in self._left:
-                self._left.add(name)
+            if name not in self._known_to_have_left:
+                self._known_to_have_left.add(name)
                 due |= self._owned_by.get(name, set())
             if self._partial_selection and not self._may_select(name):
                 continue
-            due |= self._give_up(self._select(name, ()), since)
-            self._tidy(name)
-        for target, idle in self._orphaned.items():
-            if now - idle.since >= self._grace_seconds and now >= idle.look_at:
+            due |= self._withdraw_all(self._select(name, ()), since)
+            self._cancel_leaving_if_unused(name)
+        for target, orphan in self._orphaned.items():
+            if now - orphan.since >= self._grace_seconds and now >= orphan.check_at:
                 due.add(target)
-                idle.look_at = now + idle.wait_seconds
-                idle.wait_seconds = min(2 * idle.wait_seconds, IDLE_SECONDS[1])
+                orphan.check_at = now + orphan.wait_seconds
+                orphan.wait_seconds = min(2 * orphan.wait_seconds, ORPHAN_CHECK_SECONDS[1])
         return due | self._settled(now)
 
     def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
@@ -309,8 +312,8 @@ class ConsulState:
         self._matches.replace_rules(self.rules)
         self._hints.clear()
         self._remarks = None
-        changed = self._give_up(self._unlisted, now)
-        changed |= self._pin()
+        changed = self._withdraw_all(self._unlisted, now)
+        changed |= self._claim_unlisted()
         for datacenter, listing in self._listings.items():
             for service, tags in listing.services.items():
                 changed |= self._choose((datacenter, service), tags, now)
@@ -440,9 +443,9 @@ class ConsulState:
 
         What is `opted_out` is ours alone, whatever the flags select.
         """
-        idle = self._orphaned.get(target)
+        orphan = self._orphaned.get(target)
         names = self._owned.get(target)
-        if idle is None or not names or now - idle.since < self._grace_seconds:
+        if orphan is None or not names or now - orphan.since < self._grace_seconds:
             return False
         return all(self._is_gone(name, partial_selection=self._partial_selection and not opted_out) for name in names)
 
@@ -619,15 +622,15 @@ class ConsulState:
 
     # ------------------------------------------------------------------ internal rules
 
-    def _pin(self) -> set[Target]:
+    def _claim_unlisted(self) -> set[Target]:
         """Claim targets for the services that rules name where they are not listed; returns those targets."""
         self._unlisted = tuple(select.unlisted(self.rules))
-        return self._take(self._unlisted)
+        return self._claim_all(self._unlisted)
 
     def _choose(self, name: Name, tags: frozenset[str], now: float) -> set[Target]:
         """Let the rules decide about one service that is listed."""
         datacenter, service = name
-        self._stay(name)
+        self._cancel_leaving(name)
         self._matches.see_name(datacenter, service)
         kept = self._owned_by.get(name, set())
         changed = set(kept)
@@ -635,8 +638,8 @@ class ConsulState:
         if select.excluded(service, tags) is None:
             chosen = tuple(select.active(select.choices(self.rules, service, datacenter), tags, kept))
         before = self._select(name, chosen)
-        changed |= self._give_up([choice for choice in before if choice not in chosen], now)
-        return changed | self._take(chosen)
+        changed |= self._withdraw_all([choice for choice in before if choice not in chosen], now)
+        return changed | self._claim_all(chosen)
 
     def _select(self, name: Name, chosen: tuple[select.Choice, ...]) -> tuple[select.Choice, ...]:
         """Note what the rules choose of a service; returns what they chose before."""
@@ -644,14 +647,14 @@ class ConsulState:
         self._remarks = None
         if chosen:
             self._selected[name] = chosen
-            self._see(chosen)
+            self._note_matches(chosen)
         self._uses.subtract(choice.order for choice in before)
         self._uses.update(choice.order for choice in chosen)
         if bool(before) != bool(chosen):
             self._touched.add(Query(*name))
         return before
 
-    def _see(self, choices: Iterable[select.Choice]) -> None:
+    def _note_matches(self, choices: Iterable[select.Choice]) -> None:
         """Note which rules select an instance of what is known."""
         for choice in choices:
             if not self._matches.has_selected(choice.order) and (known := self._views.get(choice.query)) is not None:
@@ -670,29 +673,29 @@ class ConsulState:
                 changed |= {c.target for c in before ^ set(self.chosen(name)) if isinstance(c.target, Target)}
         return changed
 
-    def _take(self, choices: Iterable[select.Choice]) -> set[Target]:
-        """Claim what was chosen; returns the targets."""
-        claimed = set()
+    def _claim_all(self, choices: Iterable[select.Choice]) -> set[Target]:
+        """Claim the targets of what was chosen; returns them."""
+        targets = set()
         for choice in choices:
             if isinstance(choice.target, Skipped):
                 self._unmappable[choice.order, choice.query] = choice.target
                 self._touched.add(choice.query)
             else:
                 self._claim(choice.query, choice.rule, choice.target, choice.order)
-                claimed.add(choice.target)
-        return claimed
+                targets.add(choice.target)
+        return targets
 
-    def _give_up(self, choices: Iterable[select.Choice], since: float) -> set[Target]:
-        """Release what was chosen and is not any more; returns the targets."""
-        released = set()
+    def _withdraw_all(self, choices: Iterable[select.Choice], since: float) -> set[Target]:
+        """Withdraw the claims of what was chosen and is not any more; returns their targets."""
+        targets = set()
         for choice in choices:
             if isinstance(choice.target, Skipped):
                 self._unmappable.pop((choice.order, choice.query), None)
                 self._touched.add(choice.query)
             else:
-                self._release(choice.query, choice.target, since, annotated=False, order=choice.order)
-                released.add(choice.target)
-        return released
+                self._withdraw(choice.query, choice.target, since, annotated=False, order=choice.order)
+                targets.add(choice.target)
+        return targets
 
     def _leave(self, name: Name, now: float) -> set[Target]:
         """A complete listing no longer has `name`: its grace period begins."""
@@ -707,9 +710,9 @@ class ConsulState:
         self._unsubscribed.discard(target)
         self._touched.add(query)
 
-    def _release(self, query: Query, target: Target, now: float, *, annotated: bool, order: int = 0) -> None:
-        """Take one claim back; a query may hold several on one target."""
-        self._assignments.release(query, target, annotated=annotated, order=order)
+    def _withdraw(self, query: Query, target: Target, now: float, *, annotated: bool, order: int = 0) -> None:
+        """Withdraw one claim; a query may hold several on one target."""
+        self._assignments.withdraw(query, target, annotated=annotated, order=order)
         if not self._assignments.wants(query, target):
             targets = self._feeds.get(query, set())
             targets.discard(target)
@@ -722,14 +725,14 @@ class ConsulState:
     def _orphan(self, target: Target, since: float) -> None:
         self._orphaned.setdefault(target, _Orphan(since, since))
 
-    def _tidy(self, name: Name) -> None:
+    def _cancel_leaving_if_unused(self, name: Name) -> None:
         """A service that is not needed any more is not waited for either."""
         if name not in self._selected and name not in self._owned_by:
-            self._stay(name)
+            self._cancel_leaving(name)
 
-    def _stay(self, name: Name) -> None:
+    def _cancel_leaving(self, name: Name) -> None:
         self._leaving.pop(name, None)
-        self._left.discard(name)
+        self._known_to_have_left.discard(name)
 
     def _left_over_from(self, datacenter: str) -> set[Target]:
         """Targets that hold objects of ours from this datacenter's services, while others feed them."""

@@ -457,7 +457,7 @@ def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
         target = Target("default", name)
         before = claims.winners(target)
         if by is None:
-            changed = claims.release(query, target, order=order)
+            changed = claims.withdraw(query, target, order=order)
             if held.pop((query, target, -1), None) is None:
                 held.pop((query, target, order), None)
         else:

@@ -185,14 +185,14 @@ def test_several_services_that_want_one_name(
 def test_a_name_goes_to_the_next_when_its_holder_goes() -> None:
     """And comes back with it; the change is reported."""
     found = claims(("web", Rule()), ("web.a", Rule()))
-    assert found.release(Query("dc1", "web"), TARGET) == {TARGET}
+    assert found.withdraw(Query("dc1", "web"), TARGET) == {TARGET}
     assert [q.service for q, _ in found.winners(TARGET)] == ["web.a"]
     assert found.rejected(TARGET) == ()
     assert found.claim(Query("dc1", "web"), Rule(), TARGET) == {TARGET}
     assert [q.service for q, _ in found.winners(TARGET)] == ["web"]
-    assert found.release(Query("dc1", "web.a"), TARGET) == set()
-    assert found.release(Query("dc1", "web.a"), TARGET) == set()
-    assert found.release(Query("dc1", "web"), TARGET) == {TARGET}
+    assert found.withdraw(Query("dc1", "web.a"), TARGET) == set()
+    assert found.withdraw(Query("dc1", "web.a"), TARGET) == set()
+    assert found.withdraw(Query("dc1", "web"), TARGET) == {TARGET}
     assert found.targets() == set()
     assert found.winners(TARGET) == ()
     assert found.rejected(TARGET) == ()
@@ -204,12 +204,12 @@ def test_an_annotated_service_and_a_rule_may_want_the_same() -> None:
     found = claims(("web", named("", annotated=True)), ("web", named("http")))
     assert found.winners(TARGET) == ((query, named("", annotated=True)),)
     assert found.rejected(TARGET) == ()
-    assert found.release(query, TARGET) == {TARGET}
+    assert found.withdraw(query, TARGET) == {TARGET}
     assert found.winners(TARGET) == ((query, named("http")),)
     found.claim(query, named("", annotated=True), TARGET)
-    assert found.release(query, TARGET, annotated=False) == set()
-    assert found.release(query, TARGET, annotated=False) == set()
-    assert found.release(query, TARGET, annotated=True) == {TARGET}
+    assert found.withdraw(query, TARGET, annotated=False) == set()
+    assert found.withdraw(query, TARGET, annotated=False) == set()
+    assert found.withdraw(query, TARGET, annotated=True) == {TARGET}
     assert found.targets() == set()
 
 
@@ -230,7 +230,7 @@ def test_of_two_rules_for_one_target_the_first_has_it_and_the_other_learns_from_
     assert found.rejected(TARGET) == tuple(Skipped(name, "", said(why.format(name))) for name in ("db", "web"))
     assert found.why_lost(db, two, TARGET) == found.rejected(TARGET)[0].reason
     assert (found.why_lost(db, one, TARGET), found.why_lost(Query("dc1", "x"), one, TARGET)) == (None, None)
-    assert found.release(db, TARGET, order=0) == {TARGET}
+    assert found.withdraw(db, TARGET, order=0) == {TARGET}
     assert (found.wants(db, TARGET), found.winners(TARGET)) == (True, ((web, two),))
     assert found.why_lost(db, two, TARGET) == (
         "default/web goes to web in dc1 (it is named exactly so); give one of them another name"
