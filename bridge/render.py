@@ -36,7 +36,7 @@ from bridge.core.model import (
     ServiceBody,
     SliceBody,
 )
-from bridge.core.plan import standing
+from bridge.core.plan import existing_fields
 from bridge.core.reasons import Code, Reason, code_of
 from bridge.core.service_state import NO_READY_ENDPOINT, ServiceRow, ServiceState, readable
 from bridge.report import ChangeRow, FailedRow, HeldRow, Origin, Report, action_of, ports_text
@@ -834,7 +834,7 @@ def _lines_before(change: Change, before: Current | None) -> list[str]:
     if change.kind is Kind.SERVICE and before.service is not None:
         s = before.service
         if isinstance(change.body, ServiceBody):
-            return body_lines(standing(s, change.body))
+            return body_lines(existing_fields(s, change.body))
         return body_lines(
             ServiceBody(
                 s.ports,

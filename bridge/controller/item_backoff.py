@@ -62,7 +62,7 @@ class RetryPolicySelector(Generic[K]):
         self._late: BackoffTable[K] = BackoffTable(late)
         self._suspects: dict[K, int] = {}
 
-    def told_by(self, key: K, error: BridgeError) -> WriteResult | TransientError:
+    def classify(self, key: K, error: BridgeError) -> WriteResult | TransientError:
         """What the error of a write says about the server; sets the error's `fault_of_server` accordingly.
 
         A server that fails for one object again, while other objects were written since, is well (an admission webhook

@@ -207,7 +207,7 @@ def build(
         )
 
         def judge(targets: Collection[Target]) -> None:
-            planner.plan_all(targets, ask=False)
+            planner.plan_all(targets, ask_mirror=False)
 
         def exists(target: Target) -> bool:
             current = informer.current(target)

@@ -75,7 +75,7 @@ class StatusView:
                     rules=consul_state.rules if rule is None or not (rule.to.annotated or rule.unlisted) else (rule,),
                     knowledge=consul_state.known(query),
                     waiting=None if rule is None else self._planner.waiting(query, rule),
-                    beside=[(other, there) for q, other, there in known if q != query and there is not None],
+                    co_sources=[(other, there) for q, other, there in known if q != query and there is not None],
                     current=current,
                     plan=plan,
                     resolved=resolved,

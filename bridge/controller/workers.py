@@ -84,7 +84,7 @@ class ChangeWriter:
             self.informer.abandon(change)
             if isinstance(error, ForbiddenError) and change.kind is Kind.ENDPOINT_SLICE:
                 self.slice_rights.refused(change.target.namespace)
-            result = self.retry.told_by(change.target, error)
+            result = self.retry.classify(change.target, error)
             raise
         finally:
             self.breaker.leave(result)

@@ -146,7 +146,7 @@ def explain(
     resolved: Resolved | None = None,
     cluster_nodes: ClusterNodes = NO_NODES,
     unfiltered: Knowledge | None = None,
-    beside: Sequence[tuple[Rule, Known]] = (),
+    co_sources: Sequence[tuple[Rule, Known]] = (),
     remembered: Target | None = None,
     chosen: select.Choice | None = None,
     kept: Collection[Target] = (),
@@ -157,7 +157,7 @@ def explain(
     `tags` are those of the catalog, None when the catalog does not list the service.
 
     `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown;
-    `beside` are the other services that share the target. `remembered` is a target where Kubernetes still has what
+    `co_sources` are the other services that share the target. `remembered` is a target where Kubernetes still has what
     came from the service although nothing sends it there any more: that is what is explained then. `kept` are all
     targets where something of the service stands, which tags alone never end. `waiting`: instances that have not been
     healthy for long enough (`settle`), None where no history is known.
@@ -188,22 +188,22 @@ def explain(
             lost_name = tags is not None and bool(claims.winners(target))
             problem = claims.why_lost(query, rule, target) or problem
     target = remembered or target
-    stands = _observed(current)
+    observed = _observed(current)
     instances = knowledge.instances if isinstance(knowledge, Known) else ()
     own = decide(instances, rule or Rule(), current, resolved, cluster_nodes, waiting)
-    alongside = [
-        (other, fate)
-        for other, known in beside
-        for fate in decide(known.instances, other, current, resolved, cluster_nodes)
+    co_decisions = [
+        (other, decision)
+        for other, known in co_sources
+        for decision in decide(known.instances, other, current, resolved, cluster_nodes)
     ]
-    name_endpoints([*((rule or Rule(), fate) for fate in own), *alongside], current)
-    consul, rows, explained = _rows(rule, knowledge, own, stands, _containers(current, plan))
+    name_endpoints([*((rule or Rule(), decision) for decision in own), *co_decisions], current)
+    consul, rows, explained = _rows(rule, knowledge, own, observed, _containers(current, plan))
     active = plan.active_datacenter if plan is not None else None
     if active is not None and active.name != datacenter:
         rows = tuple(_on_standby(row, active) for row in rows)
     rows = tuple(sorted(rows + _invalid(knowledge, unfiltered, rule), key=_in_order))
-    explained |= _pairs_of(fate for _, fate in alongside)
-    others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
+    explained |= _pairs_of(decision for _, decision in co_decisions)
+    others = [] if lost_name else sorted((*pair, ready) for pair, ready in observed.items() if pair not in explained)
     return Explanation(
         service=service,
         datacenter=datacenter,
@@ -263,24 +263,24 @@ def _verdicts(
 def _rows(
     rule: Rule | None,
     knowledge: Knowledge | None,
-    fates: Sequence[InstanceDecision],
-    stands: Observed,
-    carriers: Containers,
+    decisions: Sequence[InstanceDecision],
+    observed: Observed,
+    containers: Containers,
 ) -> tuple[str, tuple[Row, ...], set[tuple[str, int]]]:
     """What Consul says, a row per instance, and the (address, port) pairs that these account for."""
     match knowledge:
         case None:
-            return "not asked", (), set(stands)
+            return "not asked", (), set(observed)
         case Unknown(reason):
-            return f"unknown: {reason}", (), set(stands)
+            return f"unknown: {reason}", (), set(observed)
         case _:
-            rows = tuple(_row(fate, rule or Rule(), stands, carriers) for fate in fates)
+            rows = tuple(_row(decision, rule or Rule(), observed, containers) for decision in decisions)
             rows += tuple(_unusable(name, reason) for name, reason in knowledge.invalid)
-            return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
+            return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(decisions)
 
 
-def _pairs_of(fates: Iterable[InstanceDecision]) -> set[tuple[str, int]]:
-    return {(address, port.number) for fate in fates for address, port in fate.addresses}
+def _pairs_of(decisions: Iterable[InstanceDecision]) -> set[tuple[str, int]]:
+    return {(address, port.number) for decision in decisions for address, port in decision.addresses}
 
 
 def _on_standby(row: Row, active: ActiveDatacenter) -> Row:
@@ -320,8 +320,8 @@ def _invalid(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: Ru
     rows = []
     for instance in unfiltered.instances:
         if (instance.node, instance.id) not in shown:
-            fate = InstanceDecision(instance, Disposition.NOT_SELECTED, Reason(_filtered(rule, instance)))
-            rows.append(_row(fate, rule, {}, {}))
+            decision = InstanceDecision(instance, Disposition.NOT_SELECTED, Reason(_filtered(rule, instance)))
+            rows.append(_row(decision, rule, {}, {}))
     return tuple(rows)
 
 
@@ -333,23 +333,23 @@ def _filtered(rule: Rule, instance: Instance) -> Code:
 PORT_SELECTOR = "Service.Port"
 
 
-def _row(fate: InstanceDecision, rule: Rule, stands: Observed, carriers: Containers) -> Row:
-    instance = fate.instance
+def _row(decision: InstanceDecision, rule: Rule, observed: Observed, containers: Containers) -> Row:
+    instance = decision.instance
     address, _ = choose_address(instance, rule.instances)
-    pairs = [(address, port.number) for address, port in fate.addresses]
-    found = [stands.get(pair) for pair in pairs]
+    pairs = [(address, port.number) for address, port in decision.addresses]
+    found = [observed.get(pair) for pair in pairs]
     return Row(
         instance=instance_name(instance),
         status=instance.status.value,
         check=truncate(instance.check),
-        address=", ".join(e.address for _, e in fate.endpoints) or truncate(address),
+        address=", ".join(e.address for _, e in decision.endpoints) or truncate(address),
         chosen=_chosen(instance, rule.instances.address, address),
-        ports=", ".join(f"{p.name}:{p.number}" if p.name else str(p.number) for p in fate.ports),
-        disposition=fate.disposition.value,
-        reason=fate.reason or "",
+        ports=", ".join(f"{p.name}:{p.number}" if p.name else str(p.number) for p in decision.ports),
+        disposition=decision.disposition.value,
+        reason=decision.reason or "",
         kubernetes="ready" if True in found else "not ready" if False in found else "absent",
-        group=", ".join(dict.fromkeys(name for pair in pairs for name in carriers.get(pair, ()))),
-        hostname=next((e.hostname for _, e in fate.endpoints), ""),
+        group=", ".join(dict.fromkeys(name for pair in pairs for name in containers.get(pair, ()))),
+        hostname=next((e.hostname for _, e in decision.endpoints), ""),
         output="" if instance.status is Status.PASSING else truncate(redacted(instance.output), OUTPUT_SHOWN),
     )
 
@@ -373,7 +373,7 @@ def _chosen(instance: Instance, wanted: str, address: str) -> str:
 
 def _observed(current: Current | None) -> Observed:
     """What Kubernetes has at the target now."""
-    stands: Observed = {}
+    observed: Observed = {}
     if current is not None:
         foreign = [s for s in current.others or () if s.manager != MIRRORING_CONTROLLER]
         groups = [s.group for s in (*current.slices, *foreign)]
@@ -382,34 +382,34 @@ def _observed(current: Current | None) -> Observed:
             for endpoint in group.endpoints:
                 for port in group.ports or NO_PORTS:
                     pair = endpoint.address, port.number
-                    stands[pair] = endpoint.ready or stands.get(pair, False)
-    return stands
+                    observed[pair] = endpoint.ready or observed.get(pair, False)
+    return observed
 
 
 def _containers(current: Current | None, plan: Plan | None) -> Containers:
     """What carries each endpoint when the plan is done; what the plan does not mention stays as it is."""
-    carried: dict[str, tuple[Group, ...]] = {}  # slices by name, the Endpoints under ""
+    by_object: dict[str, tuple[Group, ...]] = {}  # slices by name, the Endpoints under ""
     if current is not None and current.endpoints is not None:
-        carried[""] = current.endpoints.groups
+        by_object[""] = current.endpoints.groups
     for piece in current.slices if current is not None else ():
-        carried[piece.meta.name] = (piece.group,)
+        by_object[piece.meta.name] = (piece.group,)
     for change in plan.changes if plan is not None else ():
         match change.body:
             case EndpointsBody(groups):
-                carried[""] = groups
+                by_object[""] = groups
             case SliceBody(group=group):
-                carried[change.name] = (group,)
+                by_object[change.name] = (group,)
             case None if change.kind in (Kind.ENDPOINTS, Kind.ENDPOINT_SLICE) and change.action is Action.DELETE:
-                carried.pop("" if change.kind is Kind.ENDPOINTS else change.name, None)
-    carriers: Containers = {}
-    for name, groups in sorted(carried.items()):
+                by_object.pop("" if change.kind is Kind.ENDPOINTS else change.name, None)
+    containers: Containers = {}
+    for name, groups in sorted(by_object.items()):
         sets = sorted({g.ports for g in groups})  # one subset for each, whatever the family
         for group in groups:
             label = name or f"subset {sets.index(group.ports) + 1}"
             for endpoint in group.endpoints:
                 for port in group.ports or NO_PORTS:
-                    carriers.setdefault((endpoint.address, port.number), []).append(label)
-    return carriers
+                    containers.setdefault((endpoint.address, port.number), []).append(label)
+    return containers
 
 
 def _differences(plan: Plan | None) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 In: the plans of a pass together, or one of them (`admit`), what was written (`applied`), and signs that Consul was
 rebuilt (`rebuilt`). Out: a `Verdict` of what is held at which target, and the targets whose hold may be over (`due`).
-Read `Guard` first, which keeps a ledger per scope, then `_Ledger._judge` and `_look` (the decision), then `_note`,
-`_age` and `_calm` (what is remembered, and for how long).
+Read `Guard` first, which keeps a ledger per scope, then `_Ledger._judge` and `_assess` (the decision), then `_note`,
+`_age` and `_reset_if_empty` (what is remembered, and for how long).
 
 Everything is added up per scope (`model.Scope`): what rules mirror from a datacenter, and the annotated Services of
 each namespace. What happens in one scope never changes what the guard says in another.
@@ -155,38 +155,38 @@ class _Window:
     def __init__(self) -> None:
         self.removed = 0
         self.became_unready = 0
-        self._takings: dict[Target, list[_LossSample]] = {}
+        self._samples: dict[Target, list[_LossSample]] = {}
         self._due: list[tuple[float, Target]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._takings)
+        return bool(self._samples)
 
     def of(self, target: Target) -> Sequence[_LossSample]:
         """What went at a target."""
-        return self._takings.get(target, ())
+        return self._samples.get(target, ())
 
     def pop(self, target: Target) -> Sequence[_LossSample]:
         """The same, taken out."""
-        takings = self._takings.pop(target, [])
-        self.removed -= _removed(takings)
-        self.became_unready -= _became_unready(takings)
-        return takings
+        samples = self._samples.pop(target, [])
+        self.removed -= _removed(samples)
+        self.became_unready -= _became_unready(samples)
+        return samples
 
-    def put(self, target: Target, takings: list[_LossSample]) -> None:
+    def put(self, target: Target, samples: list[_LossSample]) -> None:
         """Set what went at a target of which nothing is known (any more)."""
-        if not takings:
+        if not samples:
             return
-        self._takings[target] = takings
-        self.removed += _removed(takings)
-        self.became_unready += _became_unready(takings)
-        heapq.heappush(self._due, (min(t.at for t in takings), target))
+        self._samples[target] = samples
+        self.removed += _removed(samples)
+        self.became_unready += _became_unready(samples)
+        heapq.heappush(self._due, (min(t.at for t in samples), target))
 
     def forget(self, horizon: float) -> None:
         """Leave out what went at `horizon` or before."""
         while self._due and self._due[0][0] <= horizon:
             _, target = heapq.heappop(self._due)
             fresh = [t for t in self.of(target) if t.at > horizon]
-            if len(fresh) < len(self.of(target)):  # else the entry was of takings that are not there any more
+            if len(fresh) < len(self.of(target)):  # else the entry was of samples that are not there any more
                 self.pop(target)
                 self.put(target, fresh)
 
@@ -289,7 +289,7 @@ class Guard:
     def __init__(self, settings: GuardSettings, running: str = "") -> None:
         """`running`: a bridge that runs and writes what is judged here, which takes away by itself what has to go."""
         self._settings = settings
-        self._left = _Reason(Code.HELD_RUNNING, RUNNING.format(running=truncate(running))) if running else None
+        self._running = _Reason(Code.HELD_RUNNING, RUNNING.format(running=truncate(running))) if running else None
         self._rebuilds = _Rebuilds()
         self._releases = _Releases()
         self._ledgers: dict[Scope, _Ledger] = {}
@@ -353,7 +353,9 @@ class Guard:
     def _ledger(self, scope: Scope) -> _Ledger:
         ledger = self._ledgers.get(scope)
         if ledger is None:
-            ledger = self._ledgers[scope] = _Ledger(scope, self._settings, self._rebuilds, self._releases, self._left)
+            ledger = self._ledgers[scope] = _Ledger(
+                scope, self._settings, self._rebuilds, self._releases, self._running
+            )
         return ledger
 
 
@@ -361,13 +363,13 @@ class _Ledger:
     """The sums of the sliding window and the holds of one scope."""
 
     def __init__(
-        self, scope: Scope, settings: GuardSettings, rebuilds: _Rebuilds, releases: _Releases, left: _Reason | None
+        self, scope: Scope, settings: GuardSettings, rebuilds: _Rebuilds, releases: _Releases, running: _Reason | None
     ) -> None:
         self._scope = scope
         self._settings = settings
         self._rebuilds = rebuilds
         self._releases = releases
-        self._left = left
+        self._running = running
         self._pending = _Window()
         self._history = _Window()
         self._removal = _Doubt(settings.window_seconds)
@@ -386,7 +388,7 @@ class _Ledger:
         self._age(now)
         doubted = {} if force else self._doubted(plans, now)
         plans = [self._counted(plan, now) for plan in plans if plan.target not in doubted]
-        taking = []
+        losing = []
         for plan in plans:
             self._pending.pop(plan.target)
             self._named.pop(plan.target, None)
@@ -395,14 +397,14 @@ class _Ledger:
                 self._exempt.discard(plan.target)
                 self._end(plan.target)
             elif plan.removed or plan.became_unready:
-                taking.append(plan)
+                losing.append(plan)
             elif self._releases.end(plan.target):
                 self._exempt.discard(plan.target)
                 self._end(plan.target)
             else:
                 self._recovered(plan.target)
-        held = {} if force else self._judge(taking, ready, now)
-        for plan in taking:
+        held = {} if force else self._judge(losing, ready, now)
+        for plan in losing:
             if plan.target not in held:
                 self._end(plan.target)
         for plan in plans:
@@ -412,10 +414,10 @@ class _Ledger:
         return {**held, **doubted}
 
     def applied(self, target: Target) -> None:
-        for taking in self._pending.pop(target):
-            history = _without(self._history.pop(target), taking.gained)
-            if taking.removed or taking.became_unready:
-                history.append(replace(taking, gained=0))
+        for sample in self._pending.pop(target):
+            history = _without(self._history.pop(target), sample.gained)
+            if sample.removed or sample.became_unready:
+                history.append(replace(sample, gained=0))
             self._history.put(target, history)
 
     def due(self, ready: int, now: float) -> set[Target]:
@@ -424,7 +426,7 @@ class _Ledger:
         self._named.update(dict.fromkeys(found, now + LOOK_SECONDS))
         if not self.holds:
             return found
-        removal, panic = self._look((), ready, now)
+        removal, panic = self._assess((), ready, now)
         for target, hold in self.holds.items():
             lost_stays = hold.why_removed is None or (
                 self._rebuilds.last(hold.datacenters, self._scope, now)
@@ -479,7 +481,7 @@ class _Ledger:
     def _judge(self, plans: Sequence[Plan], ready: int, now: float) -> dict[Target, Held]:
         self._exempt |= {p.target for p in plans if self._is_let_go(p.target, now)}
         plans = [p for p in plans if p.target not in self._exempt]
-        removal, panic = self._look(plans, ready, now)
+        removal, panic = self._assess(plans, ready, now)
         held: dict[Target, Held] = {}
         for plan in plans:
             hold = self.holds.get(plan.target)
@@ -490,8 +492,8 @@ class _Ledger:
                     why_removed = hold.why_removed
                 if why_flips is None and self._panic.lasts(now):
                     why_flips = hold.why_flips
-            why_removed = self._left or self._rebuilds.reason(datacenters, self._scope, now) or why_removed
-            why_flips = self._left or why_flips
+            why_removed = self._running or self._rebuilds.reason(datacenters, self._scope, now) or why_removed
+            why_flips = self._running or why_flips
             why_removed = why_removed if plan.removed else None
             why_flips = why_flips if plan.became_unready else None
             why = why_removed or why_flips
@@ -519,7 +521,7 @@ class _Ledger:
         self._peak_held = max(self._peak_held, self._held_endpoints())
         return held
 
-    def _look(self, plans: Sequence[Plan], ready: int, now: float) -> tuple[_Reason | None, _Reason | None]:
+    def _assess(self, plans: Sequence[Plan], ready: int, now: float) -> tuple[_Reason | None, _Reason | None]:
         """What speaks for holding losses, and flips, now; and what of the doubt in Consul is left when nothing does.
 
         What was let go on purpose is in none of the sums: it says nothing about the rest.
@@ -527,11 +529,11 @@ class _Ledger:
         settings, written, pending = self._settings, self._history, self._pending
         mine = {p.target for p in plans} | self._exempt
         holds = [h for target, h in self.holds.items() if target not in mine]
-        free = [t for target in mine for t in pending.of(target)]
+        exempt = [t for target in mine for t in pending.of(target)]
         kept_removed = _removed(holds) + sum(p.removed for p in plans)
         kept = kept_removed + _became_unready(holds) + sum(p.became_unready for p in plans)
-        went_removed = written.removed + pending.removed - _removed(free)
-        went = went_removed + written.became_unready + pending.became_unready - _became_unready(free)
+        went_removed = written.removed + pending.removed - _removed(exempt)
+        went = went_removed + written.became_unready + pending.became_unready - _became_unready(exempt)
         whole = ready + written.removed + written.became_unready
         removed, taken = _Sum(kept_removed + went_removed, whole), _Sum(kept + went, whole)
         removes, panics = self._exceeds(removed, settings.removal_percent), self._exceeds(taken, settings.panic_percent)
@@ -641,7 +643,7 @@ class _Ledger:
         """Consul shows everything again at `target`."""
         self._exempt.discard(target)
         if self.holds.pop(target, None) is not None:
-            self._calm()
+            self._reset_if_empty()
 
     def _end(self, target: Target) -> None:
         """A hold ends without Consul having come back; its losses are not counted any more."""
@@ -649,9 +651,9 @@ class _Ledger:
         if hold is not None:
             self._peak_held = max(0, self._peak_held - hold.held.endpoints)
             self._given_up = True
-            self._calm()
+            self._reset_if_empty()
 
-    def _calm(self) -> None:
+    def _reset_if_empty(self) -> None:
         """When nothing is held any more the next hold begins from nothing."""
         if not self.holds:
             self._peak_held = 0
@@ -696,19 +698,19 @@ def _literal(name: str) -> str:
 def _without(history: Iterable[_LossSample], gained: int) -> list[_LossSample]:
     """What is left of what went when `gained` endpoints came back, the oldest first."""
     left = []
-    for taking in history:
-        became_unready = max(0, taking.became_unready - gained)
-        gained -= taking.became_unready - became_unready
-        removed = max(0, taking.removed - gained)
-        gained -= taking.removed - removed
+    for sample in history:
+        became_unready = max(0, sample.became_unready - gained)
+        gained -= sample.became_unready - became_unready
+        removed = max(0, sample.removed - gained)
+        gained -= sample.removed - removed
         if removed or became_unready:
-            left.append(_LossSample(taking.at, removed, became_unready))
+            left.append(_LossSample(sample.at, removed, became_unready))
     return left
 
 
-def _removed(takings: Iterable[_LossSample | _Hold]) -> int:
-    return sum(t.removed for t in takings)
+def _removed(samples: Iterable[_LossSample | _Hold]) -> int:
+    return sum(s.removed for s in samples)
 
 
-def _became_unready(takings: Iterable[_LossSample | _Hold]) -> int:
-    return sum(t.became_unready for t in takings)
+def _became_unready(samples: Iterable[_LossSample | _Hold]) -> int:
+    return sum(s.became_unready for s in samples)

@@ -25,8 +25,8 @@ MIRRORING_LIMIT = 1000
 """Addresses per subset that the control plane copies into EndpointSlices (Kubernetes' default)."""
 
 MARGIN = 900
-"""From so many addresses of one subset on, slices of ours that carry them stay: a service near the limit must not
-change its carriers with each instance."""
+"""From so many addresses of one subset on, slices of ours that have them stay: a service near the limit must not get
+and lose slices with each instance."""
 
 MIRROR_COSTS = (
     "that is slower (20 a second by default), ends at 1,000 addresses, and has no place for two ports of one name"
@@ -68,7 +68,7 @@ def slices_of(groups: Iterable[Group]) -> tuple[Group, ...] | Refused:
     return normalize.group_endpoints(slices)
 
 
-def why_not_carried(groups: Iterable[Group]) -> str:
+def why_not_mirrored(groups: Iterable[Group]) -> str:
     """Why the mirror of these Endpoints would not have every endpoint as it should be; "" when it has."""
     groups = tuple(groups)
     if len(groups) == 1 and len(groups[0].endpoints) <= MIRRORING_LIMIT:

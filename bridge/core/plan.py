@@ -2,8 +2,9 @@
 
 In: the desired `Mirror` (None: nothing is to be there), the `Current` objects, and what may be done (owner, policy,
 adoption, missing rights). Out: a `Plan`, whose changes are in the order in which they must be applied. Read `plan`
-first, then `_upsert` (the Service; `_carry`: Endpoints and slices; the HTTPRoute) and `_remove` (a target that goes);
-`_taken` counts what the guard has to judge. `retain` is for before: it adds what must stay to what is desired.
+first, then `_upsert` (the Service; `_endpoint_objects`: Endpoints and slices; the HTTPRoute) and `_remove` (a target
+that goes); `_taken` counts what the guard has to judge. `retain` is for before: it adds what must stay to what is
+desired.
 
 | what is there | the Service | Endpoints and slices |
 | --- | --- | --- |
@@ -54,7 +55,7 @@ from bridge.core import hostnames, normalize, release, routes, slice_union
 from bridge.core import installation as installations
 from bridge.core import ports as portage
 from bridge.core import slices as packing
-from bridge.core.mirroring import MARGIN, MIRROR_COSTS, may_refuse, why_not_carried
+from bridge.core.mirroring import MARGIN, MIRROR_COSTS, may_refuse, why_not_mirrored
 from bridge.core.model import (
     NO_PORTS,
     Action,
@@ -121,7 +122,7 @@ def plan(
     adopt: Adopt = Adopt.NEVER,
     skipped: tuple[Skipped, ...] = (),
     warnings: tuple[Reason, ...] = (),
-    dismissed: bool = False,
+    unsubscribed: bool = False,
     slices_forbidden: Sequence[str] = (),
     released: str = "",
     installation: str = "",
@@ -129,14 +130,14 @@ def plan(
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
-    `dismissed`: a user no longer wants what we filled for them, or wants something else: the guard does not count it as
-    a loss. `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the
+    `unsubscribed`: a user no longer wants what we filled for them, or wants something else: the guard does not count it
+    as a loss. `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the
     Endpoints carry everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass
     let go what this target loses (`release`). `installation` is our own, where it is known: a target that another one
     wrote does not go as a whole, unless by `force` (`core.installation`).
     """
-    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), missing=tuple(slices_forbidden))
-    strangers = () if force or dismissed else tuple(installations.others(current, owner, installation))
+    draft = _PlanBuilder(target, owner, policy, adopt, warnings=list(warnings), missing=tuple(slices_forbidden))
+    strangers = () if force or unsubscribed else tuple(installations.others(current, owner, installation))
     if desired is not None:
         _upsert(draft, desired, current)
     elif strangers:
@@ -146,11 +147,11 @@ def plan(
         _remove(draft, current)
     seen = _seen(draft, desired, current)
     before = _ready_endpoints(current.groups(owner))
-    taken = _taken(before, desired, current, draft) if before and not dismissed else (0, 0, 0)
+    taken = _taken(before, desired, current, draft) if before and not unsubscribed else (0, 0, 0)
     removed, became_unready, deselected = taken
     if released and any(taken):
         draft.changes = [release.marked(change, released) for change in draft.changes]
-    _sign(draft, installation, force, stands=desired is not None)
+    _sign(draft, installation, force, stays=desired is not None)
     return Plan(
         target=target,
         queries=desired.queries if desired is not None else (),
@@ -166,7 +167,7 @@ def plan(
         became_unready=became_unready,
         deselected=deselected,
         unmirrored=draft.unmirrored,
-        unsubscribed=dismissed,
+        unsubscribed=unsubscribed,
         scope=scope_of(current, owner, desired),
         released=released,
         deviations=seen.deviations,
@@ -175,7 +176,7 @@ def plan(
     )
 
 
-def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> slice_union.Seen:
+def _seen(draft: _PlanBuilder, desired: Mirror | None, current: Current) -> slice_union.Seen:
     """What readers of EndpointSlices see once the changes are made; nothing where a conflict says enough.
 
     The policy `create-only` leaves existing objects as they are: there, what our objects say is what is wanted.
@@ -183,7 +184,7 @@ def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> slice_unio
     if desired is None or current.others is None or draft.output is None:
         return slice_union.Seen()
     if draft.policy is Policy.CREATE_ONLY:
-        return slice_union.standing(current, draft.owner) or slice_union.Seen()
+        return slice_union.compare_existing(current, draft.owner) or slice_union.Seen()
     changed = {
         c.name: c.body for c in draft.changes if c.kind is Kind.ENDPOINT_SLICE and c.action is not Action.UNCHANGED
     }
@@ -193,12 +194,12 @@ def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> slice_unio
     return slice_union.compare(draft.target, desired.groups, own, others, mirrored=draft.output is Output.ENDPOINTS)
 
 
-def _sign(draft: _Draft, installation: str, force: bool, *, stands: bool) -> None:
+def _sign(draft: _PlanBuilder, installation: str, force: bool, *, stays: bool) -> None:
     """Put the installation on what is written, and say where that was another one's.
 
-    `stands`: the target is to stay. What else goes there has been judged as a whole.
+    `stays`: the target does. What else goes there has been judged as a whole.
     """
-    writes_over = (Action.UPDATE, Action.DELETE) if stands else (Action.UPDATE,)
+    writes_over = (Action.UPDATE, Action.DELETE) if stays else (Action.UPDATE,)
     changes = []
     for change in draft.changes:
         before = "" if change.existing is None else installations.named(change.existing)
@@ -261,8 +262,8 @@ def retain(
     ready_before = {pair for _, address, ports in before for pair in _pairs_at(address, ports)}
     ready_before -= _ready_pairs(desired.groups)
     listed = _pairs(desired.groups)
-    withheld = _pairs(desired.omitted_unhealthy) - listed
-    dropped = _pairs(desired.deselected) - listed - withheld
+    omitted = _pairs(desired.omitted_unhealthy) - listed
+    dropped = _pairs(desired.deselected) - listed - omitted
     if flips:
         for (_, ports), endpoints in members.items():
             for address, endpoint in endpoints.items():
@@ -274,7 +275,7 @@ def retain(
         back = []
         for port in ports or NO_PORTS:
             pair = _pair(address, port)
-            if pair not in listed and (flips if pair in withheld else deselected if pair in dropped else removed):
+            if pair not in listed and (flips if pair in omitted else deselected if pair in dropped else removed):
                 listed.add(pair)
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
@@ -285,7 +286,7 @@ def retain(
     return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current), route=route)
 
 
-def as_it_stands(desired: Mirror, current: Current, service: CurrentService, owner: str) -> Mirror:
+def with_existing_endpoints(desired: Mirror, current: Current, service: CurrentService, owner: str) -> Mirror:
     """`desired` with the endpoints, ports and what else comes from instances as they exist: none is known now.
 
     `service` is the target's, of this owner.
@@ -339,7 +340,7 @@ def _ports_with(groups: Iterable[Group], desired: Mirror, current: Current) -> t
 
 
 @dataclass(slots=True)
-class _Draft:
+class _PlanBuilder:
     """What the parts of one plan share."""
 
     target: Target
@@ -460,7 +461,7 @@ _FORBIDDEN = {
 }
 
 
-def _remove(draft: _Draft, current: Current) -> None:
+def _remove(draft: _PlanBuilder, current: Current) -> None:
     reason = Reason(Code.GONE)
     theirs = current.service is not None and current.service.has_selector
     if isinstance(current.route, CurrentRoute):
@@ -476,7 +477,7 @@ def _remove(draft: _Draft, current: Current) -> None:
         draft.conflict(Kind.SERVICE, Reason(Code.SELECTOR_KEPT, why=reason))
 
 
-def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
+def _upsert(draft: _PlanBuilder, desired: Mirror, current: Current) -> None:
     labels, annotations = ownership_labels(draft.owner, desired.queries)
     annotations = joined(rule_keys(desired.labels, desired.annotations), annotations)
     annotations = joined(desired.annotations, joined(annotations, desired.marks))
@@ -490,12 +491,12 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):
         draft.changes.clear()  # a Service that we would make or take over would lead to another owner's addresses
         return
-    _carry(draft, desired, current, mine, labels, annotations, blocked=blocked)
+    _endpoint_objects(draft, desired, current, mine, labels, annotations, blocked=blocked)
     _route(draft, desired, current, labels, annotations)
 
 
-def _carry(
-    draft: _Draft,
+def _endpoint_objects(
+    draft: _PlanBuilder,
     desired: Mirror,
     current: Current,
     mine: Sequence[CurrentSlice],
@@ -506,7 +507,7 @@ def _carry(
 ) -> None:
     """The objects that carry the addresses. `blocked`: the Endpoints belong to another owner."""
     endpoints = current.endpoints
-    output = draft.output = _carried_by(draft, desired, mine)
+    output = draft.output = _effective_output(draft, desired, mine)
     wants_endpoints = output is not Output.ENDPOINTSLICES
     wants_slices = output is not Output.ENDPOINTS
     if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):
@@ -516,7 +517,7 @@ def _carry(
         mine = []  # they stay as they are, whatever that is
     own, alone, content = _bodies(draft, desired, output, labels, annotations)
     stays = _still_needed(mine, desired, current) if not wants_slices else False
-    if stays and (draft.makes_slices or not why_not_carried(desired.groups)):
+    if stays and (draft.makes_slices or not why_not_mirrored(desired.groups)):
         draft.unmirrored = True
         draft.warnings.append(Reason(Code.SLICES_KEPT))
     surplus: Sequence[CurrentSlice] = mine
@@ -544,7 +545,7 @@ def _carry(
             draft.remove(Kind.ENDPOINTS, endpoints.meta, reason, adopted=True, meanwhile=meanwhile)
 
 
-def _route(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, annotations: Pairs) -> None:
+def _route(draft: _PlanBuilder, desired: Mirror, current: Current, labels: Pairs, annotations: Pairs) -> None:
     """The HTTPRoute's change. What cannot be told, now or at all, leaves it as it is."""
     wanted, found = desired.route, current.route
     if isinstance(found, Reason):
@@ -573,7 +574,7 @@ def _route(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, anno
 
 
 def _complete(
-    draft: _Draft,
+    draft: _PlanBuilder,
     desired: Mirror,
     endpoints: CurrentEndpoints | None,
     mine: Sequence[CurrentSlice],
@@ -596,7 +597,7 @@ def _complete(
 
 
 def _bodies(
-    draft: _Draft, desired: Mirror, output: Output, labels: Pairs, annotations: Pairs
+    draft: _PlanBuilder, desired: Mirror, output: Output, labels: Pairs, annotations: Pairs
 ) -> tuple[Pairs, EndpointsBody, EndpointsBody]:
     """The labels of slices; the Endpoints if they alone carry the addresses; and the Endpoints to write.
 
@@ -611,14 +612,14 @@ def _bodies(
     return joined(labels, _slice_marks(draft.target)), alone, content
 
 
-def _carried_by(draft: _Draft, desired: Mirror, mine: Sequence[CurrentSlice]) -> Output:
+def _effective_output(draft: _PlanBuilder, desired: Mirror, mine: Sequence[CurrentSlice]) -> Output:
     """What carries the addresses: what the rule says, unless that cannot be done or would not reach kube-proxy.
 
-    Slices that are there because the mirror could not carry the Endpoints stay while it may fail again: otherwise each
-    instance that comes and goes would change the carriers.
+    Slices that are there because the Endpoints could not be mirrored stay while that may fail again: otherwise each
+    instance that comes and goes would change the kind of objects.
     """
     chosen = desired.output is not Output.ENDPOINTS
-    refused = why_not_carried(desired.groups) if not draft.makes_slices or not chosen else ""
+    refused = why_not_mirrored(desired.groups) if not draft.makes_slices or not chosen else ""
     stays = not chosen and not refused and mine and may_refuse(desired.groups)
     if not (chosen or refused or stays):
         return Output.ENDPOINTS
@@ -636,7 +637,9 @@ def _carried_by(draft: _Draft, desired: Mirror, mine: Sequence[CurrentSlice]) ->
     return desired.output if chosen else Output.BOTH
 
 
-def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | None, alone: EndpointsBody) -> None:
+def _endpoints(
+    draft: _PlanBuilder, body: EndpointsBody, existing: CurrentEndpoints | None, alone: EndpointsBody
+) -> None:
     """`alone`: the body for when nothing but the Endpoints carries the addresses."""
     meanwhile = _mirrored_meanwhile(draft, existing, alone) if (SKIP_MIRROR, "true") in body.labels else None
     meta = None if existing is None else existing.meta
@@ -654,7 +657,7 @@ def _is_same(existing: CurrentEndpoints | None, body: EndpointsBody) -> bool:
     )
 
 
-def _mirrored_meanwhile(draft: _Draft, existing: CurrentEndpoints | None, alone: EndpointsBody) -> Change | None:
+def _mirrored_meanwhile(draft: _PlanBuilder, existing: CurrentEndpoints | None, alone: EndpointsBody) -> Change | None:
     """What happens to Endpoints while our slices are refused: the control plane mirrors them, if it does already."""
     if existing is not None and (SKIP_MIRROR, "true") in existing.meta.labels:
         return None
@@ -662,23 +665,25 @@ def _mirrored_meanwhile(draft: _Draft, existing: CurrentEndpoints | None, alone:
     return draft.change(Kind.ENDPOINTS, draft.target.name, alone, meta, same=same, reason=Reason(Code.SLICES_REFUSED))
 
 
-def _slices(draft: _Draft, desired: Mirror, packed: Iterable[packing.Slice], own: Pairs, annotations: Pairs) -> None:
+def _slices(
+    draft: _PlanBuilder, desired: Mirror, packed: Iterable[packing.Slice], own: Pairs, annotations: Pairs
+) -> None:
     """New slices first, then those that other slices take nothing from, then those that give addresses away."""
     packed = tuple(packed)
     listed = packing.addresses_in(packed)
     for piece in sorted(packed, key=lambda piece: (piece.existing is not None, packing.gives_away(piece, listed))):
         now = piece.existing
         body = SliceBody(draft.target.name, piece.group, own, annotations)
-        stands = None
+        found = None
         if now is not None and now.normalized:
-            stands = now.group, now.meta.labels, release.unmarked(now.meta.annotations)
-        same = stands == (piece.group, own, annotations)
+            found = now.group, now.meta.labels, release.unmarked(now.meta.annotations)
+        same = found == (piece.group, own, annotations)
         meta = None if now is None else now.meta
         meanwhile = None if now is None else _kept_meanwhile(draft, now, body, desired)
         draft.add(draft.change(Kind.ENDPOINT_SLICE, piece.name, body, meta, same=same, meanwhile=meanwhile))
 
 
-def _kept_meanwhile(draft: _Draft, now: CurrentSlice, body: SliceBody, desired: Mirror) -> Change | None:
+def _kept_meanwhile(draft: _PlanBuilder, now: CurrentSlice, body: SliceBody, desired: Mirror) -> Change | None:
     """A slice with what moves to another one still in it; None when nothing does."""
     staying = {e.address for e in body.group.endpoints}
     if all(e.address in staying for e in now.group.endpoints):
@@ -691,7 +696,7 @@ def _kept_meanwhile(draft: _Draft, now: CurrentSlice, body: SliceBody, desired: 
 
 
 def _reduced(
-    draft: _Draft,
+    draft: _PlanBuilder,
     now: CurrentSlice,
     desired: Mirror,
     own: Pairs,
@@ -703,9 +708,9 @@ def _reduced(
     return _slice_now(draft, now, SliceBody(now.service, group, own, annotations), reason)
 
 
-def _slice_now(draft: _Draft, now: CurrentSlice, body: SliceBody, reason: Reason | None) -> Change:
-    stands = now.group, now.meta.labels, release.unmarked(now.meta.annotations)
-    same = stands == (body.group, body.labels, body.annotations)
+def _slice_now(draft: _PlanBuilder, now: CurrentSlice, body: SliceBody, reason: Reason | None) -> Change:
+    found = now.group, now.meta.labels, release.unmarked(now.meta.annotations)
+    same = found == (body.group, body.labels, body.annotations)
     return draft.change(Kind.ENDPOINT_SLICE, now.meta.name, body, now.meta, same=same, reason=reason)
 
 
@@ -724,7 +729,7 @@ def _slice_marks(target: Target) -> Pairs:
     return (SLICE_MANAGED_BY, MANAGER), (SLICE_SERVICE, target.name)
 
 
-def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -> None:
+def _drop_endpoints(draft: _PlanBuilder, existing: CurrentEndpoints, reason: Reason) -> None:
     """Endpoints that are not needed go; where nothing may be deleted, they are emptied: `upsert-only` keeps objects."""
     if draft.policy is not Policy.UPSERT_ONLY or existing.meta.deleting or not draft.ours(existing.meta):
         draft.remove(Kind.ENDPOINTS, existing.meta, reason)
@@ -735,7 +740,7 @@ def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -
 
 
 def _drop_slice(
-    draft: _Draft,
+    draft: _PlanBuilder,
     piece: CurrentSlice,
     reason: Reason,
     marked: tuple[Pairs, Pairs] | None = None,
@@ -783,7 +788,7 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
 # --------------------------------------------------------------------------- the Service
 
 
-def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, annotations: Pairs) -> bool:
+def _service(draft: _PlanBuilder, desired: Mirror, current: Current, labels: Pairs, annotations: Pairs) -> bool:
     """The Service's change, none for a user-managed Service. False when nothing at this target may be written."""
     existing = current.service
     if existing is None:
@@ -813,7 +818,11 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
     body = _service_body(desired, current, headless, labels, annotations)
     draft.add(
         draft.change(
-            Kind.SERVICE, draft.target.name, body, existing.meta, same=not alias and standing(existing, body) == body
+            Kind.SERVICE,
+            draft.target.name,
+            body,
+            existing.meta,
+            same=not alias and existing_fields(existing, body) == body,
         )
     )
     return True
@@ -854,7 +863,7 @@ def _has_foreign_ports(existing: CurrentService, ports: Sequence[Port]) -> bool:
     )
 
 
-def standing(existing: CurrentService, body: ServiceBody) -> ServiceBody:
+def existing_fields(existing: CurrentService, body: ServiceBody) -> ServiceBody:
     """What exists there of all that `body` says: the two are equal when there is nothing to write.
 
     This is what is compared and what a diff shows, so that nothing is written unseen. Fields that `body` does not set
@@ -913,18 +922,18 @@ def _pairs(groups: Iterable[Group]) -> set[Pair]:
     return {_pair(e.address, p) for g in groups for e in g.endpoints for p in g.ports or NO_PORTS}
 
 
-def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Draft) -> tuple[int, int, int]:
+def _taken(before: Before, desired: Mirror | None, current: Current, draft: _PlanBuilder) -> tuple[int, int, int]:
     """How many ready endpoints would be lost by these changes, would stop being ready, or are not selected any more."""
     written = {(c.kind, c.name): c for c in draft.changes if c.action is not Action.UNCHANGED}
     if not written:
         return 0, 0, 0
     after: set[Pair] = set()
-    carriers: list[CurrentEndpoints | CurrentSlice] = [s for s in current.slices if draft.ours(s.meta)]
+    existing: list[CurrentEndpoints | CurrentSlice] = [s for s in current.slices if draft.ours(s.meta)]
     if current.endpoints is not None and draft.ours(current.endpoints.meta):
-        carriers.append(current.endpoints)
-    for carrier in carriers:
-        if (carrier.meta.kind, carrier.meta.name) not in written:
-            after |= _ready_pairs(carrier.groups if isinstance(carrier, CurrentEndpoints) else (carrier.group,))
+        existing.append(current.endpoints)
+    for found in existing:
+        if (found.meta.kind, found.meta.name) not in written:
+            after |= _ready_pairs(found.groups if isinstance(found, CurrentEndpoints) else (found.group,))
     for change in written.values():
         after |= _ready_pairs(_groups_in(change.body))
     listed = _pairs((*desired.groups, *desired.omitted_unhealthy)) if desired is not None else set()

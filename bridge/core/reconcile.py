@@ -6,8 +6,8 @@ scenarios of the tests all follow the same three steps:
 1. `observe` collects the inputs: what Consul holds for the target, and the objects that exist there, as of one moment.
    After an error of Consul these are the last known values; a target with a service that was never read is skipped.
 2. `reconcile` makes a draft: the desired endpoints (`translate`), plus what must stay because too little is known
-   (`retain`), compared with the existing objects (`plan`). What a user no longer asks for is `dismissed`: it is removed
-   without waiting for proof from Consul, and the guard does not count it as a loss.
+   (`retain`), compared with the existing objects (`plan`). What a user no longer asks for is `unsubscribed`: it is
+   removed without waiting for proof from Consul, and the guard does not count it as a loss.
 3. `judge` shows all drafts to the guard; where the guard holds removals, the target is planned again with the endpoints
    in question kept.
 
@@ -98,8 +98,8 @@ class Inputs:
     - `rejected`: services that a rule sends there and that lost the target to another one
     - `refusal`: why a user's Service there may not be filled, if so
     - `queries`: the questions to Consul that it depends on; `listed`: Consul lists one of them
-    - `sent_away`: a user no longer asks for what was filled there; `left_over`: that, or the service that it was filled
-      from is certainly gone
+    - `unsubscribed`: a user no longer asks for what was filled there; `left_over`: that, or the service that it was
+      filled from is certainly gone
     - `removable`: no service has fed it, with certainty, for the whole grace period
     - `missing`: services of `sources` that Consul does not list; `proved`: it lists the first of them, so a change
       there is no loss of data
@@ -114,7 +114,7 @@ class Inputs:
     rejected: tuple[Skipped, ...] = ()
     refusal: Refusal | None = None
     queries: tuple[Query, ...] = ()
-    sent_away: bool = False
+    unsubscribed: bool = False
     left_over: bool = False
     removable: bool = False
     listed: bool = False
@@ -159,8 +159,10 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
     if refusal is not None:  # who asks for something else now has sent away what was filled
         opted_out = opted_out or not refusal.is_of(names_at(current))
     orphaned = sources == () and current.service is None
-    sent_away = state.unsubscribed(target, opted_out=opted_out, orphaned=orphaned)
-    removable = not sources and (sent_away or state.removable(target, now, opted_out=opted_out or refusal is not None))
+    unsubscribed = state.unsubscribed(target, opted_out=opted_out, orphaned=orphaned)
+    removable = not sources and (
+        unsubscribed or state.removable(target, now, opted_out=opted_out or refusal is not None)
+    )
     queries = state.queries_at(target) or (() if refusal is None else (refusal.query,))
     names = [name_of(source.query) for source in sources or ()]
     marks = {} if current.service is None else dict(current.service.meta.ownership)
@@ -171,16 +173,16 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
         rejected=state.rejected(target),
         refusal=refusal,
         queries=queries,
-        sent_away=sent_away,
-        left_over=sent_away or (opted_out and state.is_left_over(target, now)),
+        unsubscribed=unsubscribed,
+        left_over=unsubscribed or (opted_out and state.is_left_over(target, now)),
         removable=removable,
         listed=any(state.is_listed(name_of(query)) for query in queries),
         missing=frozenset(name for name in names if state.is_missing(name)),
         proved=bool(names) and names[0][0] not in state.listing_trouble() and state.is_listed(names[0]),
         not_asked=_not_asked(state, target),
-        doubt=None if sent_away or refusal is not None else state.doubt(target, said),
+        doubt=None if unsubscribed or refusal is not None else state.doubt(target, said),
         selection=state.selection(target, said),
-        moves_to=() if sent_away else state.moves_to(target),
+        moves_to=() if unsubscribed else state.moves_to(target),
     )
 
 
@@ -231,40 +233,40 @@ def _with_sources(
 ) -> Draft | None:
     """Translate what Consul has, keep what it only may have lost, and compare."""
     target, current, first = inputs.target, inputs.current, sources[0]
-    sources = _and_doubted(sources, current, options, around)
+    sources = _with_doubted(sources, current, options, around)
     queries = inputs.queries if first.rule.combine is None else tuple(sorted(s.query for s in sources))
     names = host_names(sources)
     resolved = around.resolve(target, names)
     waiting = {s.query: s.waiting for s in sources if s.waiting is not None}
     chosen = None
-    carrying: Sequence[Source] = sources
+    active_sources: Sequence[Source] = sources
     if first.rule.combine is Combine.FAILOVER:
         chosen = _choose(sources, current, options, around, resolved)
         if chosen is None:
             return None
-        carrying = [source for source in sources if source.query.datacenter == chosen.active.name]
-        names = host_names(carrying)
+        active_sources = [source for source in sources if source.query.datacenter == chosen.active.name]
+        names = host_names(active_sources)
     translation = translate.translate(
-        target, [(s.rule, s.query, s.known) for s in carrying], current, resolved, around.nodes, waiting
+        target, [(s.rule, s.query, s.known) for s in active_sources], current, resolved, around.nodes, waiting
     )
     desired = translation.mirror
     if chosen is not None and desired is not None:
         desired = chosen.at(desired, queries)
-        if carrying[0].unread and current.service is not None:  # which names this datacenter
-            desired = planning.as_it_stands(desired, current, current.service, options.owner)
+        if active_sources[0].unread and current.service is not None:  # which names this datacenter
+            desired = planning.with_existing_endpoints(desired, current, current.service, options.owner)
     if desired is not None and inputs.selection:
         marks = (*desired.service_marks, (ownership.SELECTION, inputs.selection))
         desired = replace(desired, service_marks=marks)
     skipped = tuple(sorted((*translation.skipped, *inputs.rejected)))
     asked = first.rule.to.annotated
     change = _changed(current, first, options, around) if asked else Changed.NOTHING
-    dismissed = change is Changed.SERVICE or (change is Changed.SELECTION and inputs.proved)
+    unsubscribed = change is Changed.SERVICE or (change is Changed.SELECTION and inputs.proved)
     warnings = translation.warnings + tuple(
         missing(s.query, target.namespace)
         for s in sources
         if s.rule.to.annotated and name_of(s.query) in inputs.missing
     )
-    doubts = _doubts(carrying, names - resolved.keys())
+    doubts = _doubts(active_sources, names - resolved.keys())
     if chosen is not None:
         warnings += chosen.warnings
         doubts = () if chosen.switching else doubts  # the existing endpoints are another datacenter's
@@ -273,11 +275,11 @@ def _with_sources(
         warnings += doubts
 
     def compare(found: Current) -> Plan:
-        return _compare(target, desired, found, options, around, skipped, warnings, dismissed=dismissed)
+        return _compare(target, desired, found, options, around, skipped, warnings, unsubscribed=unsubscribed)
 
     plan = compare(current)
     if plan.conflicts and not plan.changes and not asked:
-        going = _sent_away(inputs, options, around, skipped, warnings)
+        going = _end_of_filled(inputs, options, around, skipped, warnings)
         if going is not None:
             return Draft(replace(going, queries=queries, conflicts=plan.conflicts), None, current)
     if plan.unmirrored and (mirrored := around.mirrored(target)) is not None:
@@ -287,8 +289,8 @@ def _with_sources(
     if leaving:
         plan = _without_creations(plan)
     if chosen is not None:
-        plan = chosen.told(plan)
-    doubt = inputs.doubt if inputs.doubt and _may_be_meant(plan, carrying, current, around, resolved) else None
+        plan = chosen.recorded_in(plan)
+    doubt = inputs.doubt if inputs.doubt and _may_be_meant(plan, active_sources, current, around, resolved) else None
     asked_more = (
         names
         or first.rule.combine is not None
@@ -326,7 +328,7 @@ class _Chosen:
         """What should stand, with the memory of the choice."""
         return replace(desired, queries=queries, marks=self.marks, service_marks=self.service_marks)
 
-    def told(self, plan: Plan) -> Plan:
+    def recorded_in(self, plan: Plan) -> Plan:
         """The plan with the choice recorded. Endpoints that another datacenter replaces are not counted as lost."""
         if self.switching:
             plan = replace(plan, removed=0, became_unready=0, deselected=0)
@@ -335,7 +337,7 @@ class _Chosen:
         return replace(plan, changes=changes, active_datacenter=self.active)
 
 
-def _and_doubted(
+def _with_doubted(
     sources: tuple[Source, ...], current: Current, options: PlanOptions, around: Surroundings
 ) -> tuple[Source, ...]:
     """Adds the active datacenter as an unread source when its rebuilt Consul no longer shows the service."""
@@ -345,8 +347,8 @@ def _and_doubted(
         return sources
     if not around.doubted(active, scope):
         return sources
-    lacking = Source(rule, query_of(rule, sources[0].query.service, active), Known(()), unread=_REBUILT)
-    return tuple(sorted((*sources, lacking), key=lambda source: rule.datacenters.index(source.query.datacenter)))
+    unread_source = Source(rule, query_of(rule, sources[0].query.service, active), Known(()), unread=_REBUILT)
+    return tuple(sorted((*sources, unread_source), key=lambda source: rule.datacenters.index(source.query.datacenter)))
 
 
 _REBUILT = "Consul there was rebuilt or restored"
@@ -363,15 +365,17 @@ def _choose(
     scope = planning.scope_of(current, options.owner)
     candidates = []
     for source in sources:
-        fates = translate.decide(source.known.instances, source.rule, current, resolved, around.nodes, source.waiting)
+        decisions = translate.decide(
+            source.known.instances, source.rule, current, resolved, around.nodes, source.waiting
+        )
         datacenter, unanswered = source.query.datacenter, host_names([source]) - resolved.keys()
         rebuilt = [_REBUILT] if around.doubted(datacenter, scope) else []
         doubts = [source.unread] if source.unread else [*rebuilt, *_doubts([source], unanswered)]
         candidates.append(
             failover.Candidate(
                 datacenter=datacenter,
-                ready=sum(map(_is_healthy, fates)),
-                registered=sum(f.disposition in _COUNTED for f in fates),
+                ready=sum(map(_is_healthy, decisions)),
+                registered=sum(f.disposition in _COUNTED for f in decisions),
                 doubt="; ".join(doubts),
                 stale="; ".join(filter(None, (source.stale, *rebuilt))),
                 unreachable=source.unreachable,
@@ -407,11 +411,11 @@ def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings)
     target, current = inputs.target, inputs.current
     around.resolve(target, ())
     refused = () if inputs.refusal is None else (inputs.refusal.reason,)
-    plan = _compare(target, None, current, options, around, inputs.rejected, refused, dismissed=inputs.sent_away)
+    plan = _compare(target, None, current, options, around, inputs.rejected, refused, unsubscribed=inputs.unsubscribed)
     if not inputs.removable:
         plan = _left_alone(plan)
     gone = Reason(Code.GONE)
-    why = Reason(Code.NOT_WANTED) if inputs.sent_away or inputs.listed else gone
+    why = Reason(Code.NOT_WANTED) if inputs.unsubscribed or inputs.listed else gone
     changes = tuple(replace(c, reason=why) if c.reason == gone else c for c in plan.changes)
     goes = any(c.action is Action.DELETE for c in changes)
     doubt = (inputs.doubt or _move_holds(inputs, around)) if goes else None
@@ -443,7 +447,7 @@ def why_not_serving(draft: Draft | None, *, in_turn: bool) -> str:
     return "" if in_turn or is_there else "it is not written yet"
 
 
-def _sent_away(
+def _end_of_filled(
     inputs: Inputs,
     options: PlanOptions,
     around: Surroundings,
@@ -458,7 +462,9 @@ def _sent_away(
     if not inputs.left_over and inputs.refusal is None:
         return None
     warnings += () if inputs.refusal is None else (inputs.refusal.reason,)
-    plan = _compare(inputs.target, None, inputs.current, options, around, skipped, warnings, dismissed=inputs.sent_away)
+    plan = _compare(
+        inputs.target, None, inputs.current, options, around, skipped, warnings, unsubscribed=inputs.unsubscribed
+    )
     changes = tuple(replace(c, reason=Reason(Code.NOT_WANTED)) for c in plan.changes)
     return replace(plan, changes=changes) if changes else None
 
@@ -514,10 +520,10 @@ def _compare(
     skipped: tuple[Skipped, ...],
     warnings: tuple[Reason, ...] = (),
     *,
-    dismissed: bool = False,
+    unsubscribed: bool = False,
 ) -> Plan:
     """What is to be written, without slices where the right to write them is missing."""
-    stays = desired is None and not dismissed and not around.may_delete(target)
+    stays = desired is None and not unsubscribed and not around.may_delete(target)
     now = around.time_of_day()
     released = release.stamp(now) if options.force else release.released(current, options.owner, now)
 
@@ -531,7 +537,7 @@ def _compare(
             adopt=options.adopt,
             skipped=skipped,
             warnings=warnings,
-            dismissed=dismissed,
+            unsubscribed=unsubscribed,
             slices_forbidden=slices_forbidden,
             released=released,
             installation=options.installation,
@@ -561,9 +567,9 @@ def _kept(
     """What is to be, with what would be taken away kept in place."""
     kept = planning.retain(desired, current, removed=lost, flips=flips, deselected=deselected, owner=options.owner)
     if kept.groups != desired.groups and desired.service_ports is not None:  # it still comes from where it came from
-        stands = {Query(datacenter, service) for datacenter, service in names_at(current)}
+        came_from = {Query(datacenter, service) for datacenter, service in names_at(current)}
         named = {name_of(query) for query in kept.queries}
-        queries = (*kept.queries, *(query for query in stands if name_of(query) not in named))
+        queries = (*kept.queries, *(query for query in came_from if name_of(query) not in named))
         kept = replace(kept, queries=tuple(sorted(queries)))
     marked = as_before(kept, current, options.owner)
     return marked if marked == kept else as_before(kept, _written(current, options, around), options.owner)

@@ -143,7 +143,7 @@ def compare(
     return Seen(tuple(deviations), tuple(foreign), frozenset(differences), tuple(kept))
 
 
-def standing(current: Current, owner: str) -> Seen | None:
+def compare_existing(current: Current, owner: str) -> Seen | None:
     """The same for what exists at a target, taking our own objects for what is wanted; None where none are to be read.
 
     This shows, without asking Consul, whether what the bridge wrote reaches the clients.
@@ -214,9 +214,9 @@ def _text(key: Key) -> str:
 
 def endpoint_counts(current: Current) -> tuple[int, int]:
     """Ready and not ready endpoints in objects of ours; one that stands in Endpoints and in a slice counts once."""
-    stands: dict[tuple[str, tuple[Any, ...]], bool] = {}
+    observed: dict[tuple[str, tuple[Any, ...]], bool] = {}
     for group in current.groups():
         for endpoint in group.endpoints:
             key = endpoint.address, group.ports
-            stands[key] = endpoint.ready or stands.get(key, False)
-    return sum(stands.values()), sum(not ready for ready in stands.values())
+            observed[key] = endpoint.ready or observed.get(key, False)
+    return sum(observed.values()), sum(not ready for ready in observed.values())

@@ -150,7 +150,7 @@ def translate(
     unselecting = [(r, query, known) for r, query, known in sources if _selects_none(r, known)]
     main = "" if rule.to.annotated else _main_name(decisions, service)
     names = {} if rule.to.annotated else _names(decisions, main, service, rule)
-    groups, withheld = _groups((decision for _, _, decision in decisions), main, names)
+    groups, omitted = _groups((decision for _, _, decision in decisions), main, names)
     deselected: tuple[Group, ...] = ()
     if dropped := [f for r, _, known in sources for f in _deselected(known, r, current, resolved, cluster_nodes)]:
         deselected = tuple(group for found in _groups(dropped, main, names) for group in found)
@@ -158,7 +158,7 @@ def translate(
     warnings: tuple[Reason, ...] = ()
     if not rule.to.annotated:
         rules = [source_rule for source_rule, _, _ in sources]
-        service_ports, warnings = portage.of_service(rules, main, (*groups, *withheld), service, names)
+        service_ports, warnings = portage.of_service(rules, main, (*groups, *omitted), service, names)
         ours = service is not None and service.meta.owner is not None
         if decisions and not ours and all(decision.disposition is Disposition.EXCLUDED for _, _, decision in decisions):
             return Translation(None, tuple(sorted(skipped)))
@@ -189,7 +189,7 @@ def translate(
         labels=labels,
         annotations=annotations,
         max_endpoints_per_slice=rule.to.max_endpoints_per_slice,
-        omitted_unhealthy=withheld,
+        omitted_unhealthy=omitted,
         deselected=deselected,
         type=rule.to.type,
         route=route,
@@ -280,13 +280,13 @@ def decide(
 ) -> list[InstanceDecision]:
     """What happens to each instance of one service under its rule, and why. `waiting` None: no history is known."""
     service = current.service if current is not None else None
-    decisions = [_fate_of(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
+    decisions = [_decide_one(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
     if rule.instances.settle_seconds or rule.instances.min_ready.value:
-        _damp(decisions, rule.instances, current, waiting)
+        _apply_settle_and_min_ready(decisions, rule.instances, current, waiting)
     return decisions
 
 
-def _fate_of(
+def _decide_one(
     instance: Instance,
     rule: Rule,
     service: CurrentService | None,
@@ -431,7 +431,7 @@ def _conditions(status: Status, treatment: Treatment) -> tuple[bool, bool, bool]
     return False, drained, drained
 
 
-def _damp(
+def _apply_settle_and_min_ready(
     decisions: Sequence[InstanceDecision],
     rules: InstanceRules,
     current: Current | None,
@@ -448,20 +448,20 @@ def _damp(
     One pass (`waiting` None) has no history, and no later moment to act in: it lets no instance wait.
     """
     ready = ready_now(current) if current is not None else set()
-    stands = {id(d) for d in decisions if not ready.isdisjoint(_listed_as(d))}
+    was_ready = {id(d) for d in decisions if not ready.isdisjoint(_listed_as(d))}
     listed = [d for d in decisions if d.endpoints]
     minimum = rules.min_ready.of(len(listed))
     healthy = [d for d in listed if d.disposition is Disposition.READY]
     service = current.service if current is not None else None
     if rules.settle_seconds and not (service is not None and service.traffic.publish_not_ready):
         seconds = f"{rules.settle_seconds:g} s"
-        new = [d for d in healthy if id(d) not in stands and (waiting is None or d.instance.place in waiting)]
+        new = [d for d in healthy if id(d) not in was_ready and (waiting is None or d.instance.place in waiting)]
         enough = len(healthy) - len(new) >= max(1, minimum)
         for decision in new if enough else ():
             if waiting is None:
                 decision.reason = Reason(Code.SETTLES_LATER, status=decision.instance.status, seconds=seconds)
             else:
-                _turn(
+                _set_ready(
                     decision,
                     ready=False,
                     reason=Reason(Code.SETTLING, status=decision.instance.status, seconds=seconds),
@@ -473,10 +473,10 @@ def _damp(
     shared = {pair for d in healthy for pair in _listed_as(d)}  # ready in Kubernetes for another one's sake
     for decision in listed:
         if decision.disposition is not Disposition.READY and not ready.isdisjoint(_listed_as(decision) - shared):
-            _turn(decision, ready=True, reason=Reason(Code.KEPT_READY, status=decision.instance.status, **numbers))
+            _set_ready(decision, ready=True, reason=Reason(Code.KEPT_READY, status=decision.instance.status, **numbers))
 
 
-def _turn(decision: InstanceDecision, *, ready: bool, reason: Reason) -> None:
+def _set_ready(decision: InstanceDecision, *, ready: bool, reason: Reason) -> None:
     decision.endpoints = tuple(
         (family, replace(e, ready=ready, serving=ready, terminating=False)) for family, e in decision.endpoints
     )
@@ -626,19 +626,19 @@ def _groups(
 ) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The groups of what is listed, and of what is left out for its health alone."""
     listed: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
-    withheld: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
+    omitted: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     for decision in decisions:
-        members = withheld if decision.disposition is Disposition.OMITTED else listed
+        members = omitted if decision.disposition is Disposition.OMITTED else listed
         ports = portage.renamed(decision.ports, main) if main else decision.ports
         ports = portage.apart(ports, names) if names else ports
         for family, endpoint in decision.endpoints:
             group = members.setdefault((family, ports), {})
             known = group.get(endpoint.address)
             group[endpoint.address] = endpoint if known is None else normalize.merge(known, endpoint)
-    for key, group in withheld.items():
+    for key, group in omitted.items():
         for address in listed.get(key, {}).keys() & group.keys():
             del group[address]
-    return normalize.group_endpoints(listed), normalize.group_endpoints(withheld)
+    return normalize.group_endpoints(listed), normalize.group_endpoints(omitted)
 
 
 def _families(groups: Sequence[Group], service: CurrentService | None) -> tuple[Family, ...]:

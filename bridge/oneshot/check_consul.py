@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from bridge.consul.client import Answer, ConsulClient
 from bridge.consul.decode import ANONYMOUS, FILTERED
 from bridge.consul.faults import FILTERS, TOKENS
-from bridge.core.mirroring import why_not_carried
+from bridge.core.mirroring import why_not_mirrored
 from bridge.core.model import CurrentService, Known, Output, Query, Rule, Target
 from bridge.core.reasons import Code, Reason
 from bridge.core.state import name_of
@@ -201,7 +201,7 @@ class ConsulProbes:
             ):  # else told above
                 conflicts += [f"{c.kind} {target} (for {services}): {c.reason}" for c in plan.conflicts]
             desired = draft.desired
-            if desired is not None and desired.output is Output.ENDPOINTS and (why := why_not_carried(desired.groups)):
+            if desired is not None and desired.output is Output.ENDPOINTS and (why := why_not_mirrored(desired.groups)):
                 self.uncarried.add(target.namespace)
                 uncarried.append(f"{services} ({why})")
         for reason, queries in refused.items():

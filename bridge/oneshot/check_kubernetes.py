@@ -23,7 +23,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.reasons import Code, Reason
-from bridge.core.slice_union import Seen, standing
+from bridge.core.slice_union import Seen, compare_existing
 from bridge.errors import BridgeError, ForbiddenError
 from bridge.kube.admission import refusals
 from bridge.kube.client import KubeClient
@@ -205,7 +205,8 @@ class KubernetesProbes:
         """What kube-proxy sees at each target of ours."""
         store = self._loaded.store
         found = (
-            (target, standing(store.current(target), self._loaded.options.owner)) for target in sorted(store.targets())
+            (target, compare_existing(store.current(target), self._loaded.options.owner))
+            for target in sorted(store.targets())
         )
         return [(target, seen) for target, seen in found if seen is not None]
 

@@ -327,7 +327,7 @@ class _Inspection:
             rules=place.rules,
             remembered=at if place.left else None,
             knowledge=known,
-            beside=[
+            co_sources=[
                 (rule, state)
                 for other, rule in (self.loaded.consul_state.winners(at) if at is not None else ())
                 if (place.chosen is None or (other, rule) != (query, place.chosen.rule))

@@ -120,7 +120,7 @@ class Planner:
             doubted=self._doubted,
             not_serving=self._not_serving,
         )
-        self._around_unasked = replace(self._around, mirrored=_not_seen)
+        self._around_without_mirror = replace(self._around, mirrored=_not_seen)
         self._in_turn = in_turn
         self.failed: set[Target] = set()
         """Targets whose writes failed in this pass."""
@@ -138,7 +138,7 @@ class Planner:
         if nodes == self.nodes:
             return
         self._around = replace(self._around, nodes=nodes)
-        self._around_unasked = replace(self._around, mirrored=_not_seen)
+        self._around_without_mirror = replace(self._around, mirrored=_not_seen)
         self._last_pass = {}
 
     def plan(self, target: Target) -> Plan | None:
@@ -146,12 +146,13 @@ class Planner:
         draft = self._draft(target)
         return None if draft is None else self._judge([draft])[0]
 
-    def plan_all(self, targets: Collection[Target], *, ask: bool = True) -> list[Plan]:
+    def plan_all(self, targets: Collection[Target], *, ask_mirror: bool = True) -> list[Plan]:
         """The same for many targets, judged together; sorted, without those of which too little is known.
 
-        Not `ask`: what the control plane has mirrored is not asked for, a request each; the plan is `unmirrored` then.
+        Not `ask_mirror`: what the control plane has mirrored is not asked for, a request each; the plan is `unmirrored`
+        then.
         """
-        drafts = (self._draft(target, ask=ask) for target in sorted(targets))
+        drafts = (self._draft(target, ask_mirror=ask_mirror) for target in sorted(targets))
         return self._judge([draft for draft in drafts if draft is not None])
 
     def plan_full_pass(self, targets: Collection[Target]) -> list[Plan]:
@@ -161,7 +162,7 @@ class Planner:
         would be the same again (`Draft.repeats`).
         """
         last, self._last_pass = self._last_pass, {}
-        drafts = [self._draft(target, ask=False, last=last) for target in sorted(targets)]
+        drafts = [self._draft(target, ask_mirror=False, last=last) for target in sorted(targets)]
         return self._judge([draft for draft in drafts if draft is not None])
 
     def counts_unheld(self, target: Target) -> tuple[int, int]:
@@ -169,7 +170,7 @@ class Planner:
 
         What is kept because a host name is not resolved, or because the token may not see all, counts among them.
         """
-        draft = self._draft(target, ask=False)
+        draft = self._draft(target, ask_mirror=False)
         desired = draft.desired if draft is not None else None
         return (desired.ready, desired.not_ready) if desired is not None else (0, 0)
 
@@ -212,7 +213,7 @@ class Planner:
         return found
 
     def _draft(
-        self, target: Target, *, ask: bool = True, last: Mapping[Target, tuple[Inputs, Draft]] | None = None
+        self, target: Target, *, ask_mirror: bool = True, last: Mapping[Target, tuple[Inputs, Draft]] | None = None
     ) -> Draft | None:
         """`last`: what the last full pass found; this one is part of the next."""
         if target.namespace in self.unreadable:
@@ -220,7 +221,7 @@ class Planner:
         now = self._clock()
         with self.lock:
             inputs = observe(self.consul_state, self._store.current(target), now)
-        around = self._around if ask else self._around_unasked
+        around = self._around if ask_mirror else self._around_without_mirror
         before = None if last is None else last.get(target)
         if before is not None and before[0] == inputs and self._has_slice_rights(before[1]):
             draft: Draft | None = before[1]
@@ -267,7 +268,7 @@ class Planner:
             return "it could not be written"
         if target.namespace in self.unreadable:
             return self.unreadable[target.namespace]
-        return why_not_serving(self._draft(target, ask=False), in_turn=self._in_turn)
+        return why_not_serving(self._draft(target, ask_mirror=False), in_turn=self._in_turn)
 
     def _judge(self, drafts: Sequence[Draft]) -> list[Plan]:
         plans = judge(drafts, self._admit, self._options, self._around)
@@ -323,7 +324,7 @@ def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[]
             slices_failed |= change.kind is Kind.ENDPOINT_SLICE
         except BridgeError as error:
             failures.append(Failure(doing, error))
-            slices_failed |= doing.kind is Kind.ENDPOINT_SLICE and not _carries(doing, error)
+            slices_failed |= doing.kind is Kind.ENDPOINT_SLICE and not _has_endpoints(doing, error)
         else:
             applied.append(doing)
     if conflicts:
@@ -342,7 +343,7 @@ def _leads_nowhere(failure: Failure) -> bool:
     return failed.existing is None or (isinstance(failed.body, ServiceBody) and failed.body.renames)
 
 
-def _carries(change: Change, error: BridgeError) -> bool:
+def _has_endpoints(change: Change, error: BridgeError) -> bool:
     """Whether a slice has its endpoints although the write failed: something else about it was altered on the way."""
     stored = error.stored if isinstance(error, AlteredError) else None
     return isinstance(stored, CurrentSlice) and isinstance(change.body, SliceBody) and stored.group == change.body.group

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.mirroring import Refused, slices_of, why_not_carried
+from bridge.core.mirroring import Refused, slices_of, why_not_mirrored
 from bridge.core.model import Endpoint, Family, Group, Port
 from bridge.core.normalize import group_endpoints
 from bridge.kube.objects import subsets
@@ -112,7 +112,7 @@ def test_our_rule_says_what_the_mirroring_controller_does(
         arrived_ready = {(address, port, number) for _, address, port, number, _, is_ready, _ in seen if is_ready}
         named = {(e.address, e.hostname) for e, _ in ends}
         is_whole = arrived_ready == ready and {(address, hostname) for _, address, *_, hostname in seen} == named
-        assert (why_not_carried(written[name]) == "") is is_whole
+        assert (why_not_mirrored(written[name]) == "") is is_whole
 
 
 def test_two_instances_on_one_machine_are_the_smallest_case(
@@ -139,7 +139,7 @@ def test_two_instances_on_one_machine_are_the_smallest_case(
     before = {("10.77.7.1", 7480), ("10.77.7.2", 7480), ("10.77.7.1", 7481)}
     eventually(ready, before, 30)
     put("PUT", "/web", ["10.77.7.1"], ["10.77.7.1"])  # VM 2 leaves
-    found = why_not_carried((
+    found = why_not_mirrored((
         Group(Family.IPV4, (Port("", 7480),), (Endpoint("10.77.7.1", ready=True),)),
         Group(Family.IPV4, (Port("", 7481),), (Endpoint("10.77.7.1", ready=True),)),
     ))  # fmt: skip

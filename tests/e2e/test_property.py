@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bridge.core import normalize
-from bridge.core.mirroring import may_refuse, why_not_carried
+from bridge.core.mirroring import may_refuse, why_not_mirrored
 from bridge.core.model import Current, Instance, Known, Mirror, Output, Plan, Query, Rule, Target
 from bridge.core.plan import plan
 from bridge.core.reasons import Code
@@ -142,7 +142,7 @@ def holds(current: Current, desired: Mirror | None, last: Plan) -> None:
     wanted = {(g.family, g.ports, e) for g in desired.groups for e in g.endpoints}
     assert len(inside) == len({(family, ports, e.address) for family, ports, e in inside})
     instead = bool({w.code for w in last.warnings} & {Code.MIRROR_REFUSED, Code.MIRROR_DOUBTFUL})
-    refused = bool(why_not_carried(desired.groups))
+    refused = bool(why_not_mirrored(desired.groups))
     if desired.output is Output.ENDPOINTS:
         assert instead or not refused
         assert not instead or refused or may_refuse(desired.groups)

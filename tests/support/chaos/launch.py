@@ -133,9 +133,9 @@ def always_ready() -> None:
 
 def ignore_ownership() -> None:
     """Every object is taken for ours."""
-    from bridge.core.plan import _Draft
+    from bridge.core.plan import _PlanBuilder
 
-    setattr(_Draft, "may_write", lambda *_arguments: True)  # noqa: B010 - as above
+    setattr(_PlanBuilder, "may_write", lambda *_arguments: True)  # noqa: B010 - as above
 
 
 def sharing() -> None:

@@ -50,7 +50,7 @@ def test_what_an_error_tells_about_the_server_and_when_its_key_is_tried_again(
 ) -> None:
     """0: the breaker does the waiting. None: nothing is tried again."""
     made = failures()
-    came = made.told_by("web", error)
+    came = made.classify("web", error)
     assert came is told if isinstance(told, WriteResult) else isinstance(came, told)
     assert made.delay_seconds("web", [error]) == delay
 
@@ -83,10 +83,10 @@ def test_a_key_that_fails_again_while_others_are_written_is_to_blame_itself() ->
             assert breaker.enter()
             breaker.leave(WriteResult.WRITTEN)
         error = TransientError("500")
-        found.append((made.told_by("poison", error) is error, made.delay_seconds("poison", [error])))
+        found.append((made.classify("poison", error) is error, made.delay_seconds("poison", [error])))
     made.forget("poison")
     error = TransientError("500")
-    found.append((made.told_by("poison", error) is error, made.delay_seconds("poison", [error])))
+    found.append((made.classify("poison", error) is error, made.delay_seconds("poison", [error])))
     assert found == [(True, 0.0), (True, 0.0), (False, 1.0), (False, 1.0), (True, 0.0)]
 
 
@@ -94,12 +94,12 @@ def test_a_key_of_which_something_was_written_is_suspected_no_more() -> None:
     """The rest of its plan may fail for other reasons."""
     breaker = CircuitBreaker(4, SOON, threading.Event())
     made = failures(breaker)
-    made.told_by("web", TransientError("500"))
+    made.classify("web", TransientError("500"))
     assert breaker.enter()
     breaker.leave(WriteResult.WRITTEN)
     made.written("web")
     error = TransientError("500")
-    assert made.told_by("web", error) is error
+    assert made.classify("web", error) is error
 
 
 def test_waits_grow_with_every_failure_of_a_key_and_start_again_after_a_success() -> None:

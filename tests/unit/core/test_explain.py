@@ -268,7 +268,7 @@ def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> No
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3"))))
     shown = explain(
         "radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing,
-        beside=[(RULE, Known((instance("10.0.0.2"),)))],
+        co_sources=[(RULE, Known((instance("10.0.0.2"),)))],
     )  # fmt: skip
     assert shown.unaccounted == ("10.0.0.3:8080 ready",)
 
@@ -278,7 +278,7 @@ def test_hostnames_are_reported_and_why_an_instance_has_none() -> None:
     named = replace(rule(headless=True, hostname_from="node"), services=("rados*",))
     here = (instance(node="vm1"), instance("10.0.0.2", node="vm2.b"), instance("10.0.0.3", node="vm3"))
     beside = Known((instance("10.0.0.4", node="vm2.a"),))
-    shown = explain("radosgw", "dc1", tags=set(), rules=[named], knowledge=Known(here), beside=[(named, beside)])
+    shown = explain("radosgw", "dc1", tags=set(), rules=[named], knowledge=Known(here), co_sources=[(named, beside)])
     assert [(row.hostname, row.reason) for row in shown.rows] == [
         ("vm1", ""),
         ("", "it has no hostname: vm2 is that of vm2.a/id-10.0.0.4-8080, which has another address"),

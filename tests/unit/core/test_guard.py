@@ -751,7 +751,7 @@ class Step:
     what: str
     pause: float
     changes: tuple[tuple[int, int, int, bool, int], ...]
-    """(target, lost, flipped, dismissed, deselected) of each plan; a target is always of the same scope."""
+    """(target, lost, flipped, unsubscribed, deselected) of each plan; a target is always of the same scope."""
     ready: tuple[int, ...]
 
 
@@ -915,7 +915,7 @@ def test_the_window_gives_the_sums_of_what_is_in_it_and_forgets_all_of_the_rest(
         )
         assert len(window._due) <= 2 * 60 + 2
     window.forget(2000.0)
-    assert (window.removed, window.became_unready, window._due, window._takings) == (0, 0, [], {})
+    assert (window.removed, window.became_unready, window._due, window._samples) == (0, 0, [], {})
 
 
 def test_what_is_held_because_of_a_rule_counts_for_nothing_else_and_is_looked_at_again() -> None:

@@ -124,7 +124,7 @@ def test_what_another_installation_wrote_does_not_go() -> None:
 
 @pytest.mark.parametrize(
     ("by", "more"),
-    [(A, {}), ("", {}), (B, {"force": True}), (B, {"dismissed": True})],
+    [(A, {}), ("", {}), (B, {"force": True}), (B, {"unsubscribed": True})],
     ids=["its own", "not known", "forced", "sent away by a user"],
 )
 def test_it_goes_where_an_operator_decided_that(by: str, more: dict[str, Any]) -> None:

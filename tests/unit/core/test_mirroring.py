@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.mirroring import Refused, may_refuse, slices_of, why_not_carried
+from bridge.core.mirroring import Refused, may_refuse, slices_of, why_not_mirrored
 from bridge.core.model import Endpoint, Family, Group, Port
 from bridge.core.normalize import group_endpoints
 from tests.unit.core.builders import down, group, pairs, ready
@@ -74,7 +74,7 @@ def many(count: int, *ports: Port, family: Family = Family.IPV4) -> Group:
 )  # fmt: skip
 def test_what_the_mirror_cannot_carry(groups: list[Group], words: str) -> None:
     """Two ports of one name on the same addresses; more than a thousand; ready and not ready on one port."""
-    assert why_not_carried(groups) == words
+    assert why_not_mirrored(groups) == words
 
 
 def test_a_port_with_an_application_protocol_is_another_in_each_subset() -> None:
@@ -146,7 +146,7 @@ def test_a_mirror_is_true_or_refused(groups: tuple[Group, ...], shuffle: Any) ->
     shuffle.shuffle(mixed)
     assert slices_of(mixed) == found
     if isinstance(found, Refused):
-        assert why_not_carried(groups) == found.reason
+        assert why_not_mirrored(groups) == found.reason
         assert may_refuse(groups)
         return
     listed = {(e.address, p) for g in groups for e in g.endpoints for p in g.ports}
@@ -154,5 +154,5 @@ def test_a_mirror_is_true_or_refused(groups: tuple[Group, ...], shuffle: Any) ->
     assert (set(inside), len(inside)) == (listed, len(listed))
     assert all(len({p.name for p in g.ports}) == len(g.ports) for g in found)
     assert pairs(found) <= pairs(groups)
-    assert (why_not_carried(groups) == "") is (pairs(found) == pairs(groups))
+    assert (why_not_mirrored(groups) == "") is (pairs(found) == pairs(groups))
     assert slices_of(found) == found

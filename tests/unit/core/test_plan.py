@@ -438,7 +438,7 @@ def test_a_target_that_goes_goes_with_its_service_last() -> None:
 def test_what_a_user_no_longer_asks_for_is_removed_and_not_lost() -> None:
     """It is deleted like anything else; the guard has nothing to add up."""
     standing = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1", "10.0.0.2"))))
-    found = plan(TARGET, None, standing, owner=OWNER, dismissed=True)
+    found = plan(TARGET, None, standing, owner=OWNER, unsubscribed=True)
     assert (verbs(found), found.ready_before, found.removed, found.unsubscribed) == (["delete Endpoints"], 2, 0, True)
 
 

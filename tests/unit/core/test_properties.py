@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.core import explain, normalize, ownership, select
-from bridge.core.mirroring import may_refuse, why_not_carried
+from bridge.core.mirroring import may_refuse, why_not_mirrored
 from bridge.core.model import (
     Action,
     Adopt,
@@ -146,7 +146,7 @@ def _holds_what_is_desired(cluster: Cluster, desired: Mirror) -> None:
     inside = [(s.group.family, s.group.ports, e) for s in cluster.slices.values() for e in s.group.endpoints]
     assert len(inside) == len({(family, ports, e.address) for family, ports, e in inside})
     wanted = {(g.family, g.ports, e) for g in desired.groups for e in g.endpoints}
-    refused = bool(why_not_carried(desired.groups))
+    refused = bool(why_not_mirrored(desired.groups))
     sliced = desired.output is not Output.ENDPOINTS or refused or (inside and may_refuse(desired.groups))
     assert set(inside) == (wanted if sliced else set())
     assert all(len(s.group.endpoints) <= desired.max_endpoints_per_slice for s in cluster.slices.values())

@@ -19,7 +19,14 @@ from bridge.core.model import (
 )
 from bridge.core.plan import plan
 from bridge.core.reasons import Code
-from bridge.core.slice_union import MIRRORING_CONTROLLER, POD_CONTROLLER, Seen, compare, endpoint_counts, standing
+from bridge.core.slice_union import (
+    MIRRORING_CONTROLLER,
+    POD_CONTROLLER,
+    Seen,
+    compare,
+    compare_existing,
+    endpoint_counts,
+)
 from tests.unit.core.builders import (
     OWNER,
     TARGET,
@@ -255,14 +262,14 @@ def test_what_stands_is_compared_with_what_our_objects_say() -> None:
     """As `bridge check` does."""
     both, alone = wanted(), wanted(Output.ENDPOINTS)
     leftover = foreign(group(*ready("10.9.9.9")))
-    assert standing(applied(both), OWNER) == Seen()
-    seen = standing(applied(both, leftover), OWNER)
+    assert compare_existing(applied(both), OWNER) == Seen()
+    seen = compare_existing(applied(both, leftover), OWNER)
     assert seen is not None
     assert said(seen) == [("foreign_slice", "has 10.9.9.9:8080, which Consul does not show")]
-    behind = standing(applied(alone), OWNER)
+    behind = compare_existing(applied(alone), OWNER)
     assert behind is not None
     assert said(behind) == [("mirror_behind", "lacks 10.0.0.1:8080")]
-    assert standing(applied(alone, *mirrored(*alone.groups)), OWNER) == Seen()
+    assert compare_existing(applied(alone, *mirrored(*alone.groups)), OWNER) == Seen()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +284,7 @@ def test_what_stands_is_compared_with_what_our_objects_say() -> None:
 )
 def test_without_objects_of_ours_there_is_nothing_to_compare(current: Current) -> None:
     """Nor for a Service that Kubernetes fills, nor where slices were not read."""
-    assert standing(current, OWNER) is None
+    assert compare_existing(current, OWNER) is None
 
 
 def test_an_endpoint_of_ours_counts_once_and_is_ready_where_one_object_has_it_ready() -> None:

@@ -744,8 +744,8 @@ def test_what_is_not_ready_is_published_where_the_service_asks_for_it() -> None:
     assert [(e.ready, e.serving, e.terminating) for e in listed.endpoints] == [
         (True, True, False), (True, False, False), (True, True, True),
     ]  # fmt: skip
-    fates = decide(found, Rule(), current)
-    assert [str(f.reason or "") for f in fates][1] == (
+    decisions = decide(found, Rule(), current)
+    assert [str(f.reason or "") for f in decisions][1] == (
         "it is critical (check disk), and the Service asks for such endpoints too (publishNotReadyAddresses)"
     )
     omitted = mirror_of(found, picky(critical=Treatment.OMIT, maintenance=Treatment.OMIT), current)
