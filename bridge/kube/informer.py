@@ -14,50 +14,49 @@ goes wrong in it decides how it starts again. The last known state is served mea
 A namespace that the bridge may not list does not stop other namespaces: once the refusal has proved to last, the
 namespace is `unreadable`, which differs from empty, until every list of it has worked.
 
-All reads of a running bridge go through here; `list_once` serves the one-shot commands.
+All reads of these kinds go through here in a running bridge; the one-shot commands use `reads.list_once`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import random
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Any, TypeVar
+from typing import Any
 
 from bridge.core.model import (
     SERVICE_KINDS,
     Change,
     Current,
     CurrentService,
-    CurrentSlice,
     Kind,
     Meta,
     Scope,
     Target,
 )
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
-from bridge.json_shape import Body
 from bridge.kube import faults, gateway, objects, wire
-from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
-from bridge.kube.objects import Decoded
-from bridge.kube.store import Key, Store
-from bridge.kube.transport import TooLargeError
+from bridge.kube.client import METADATA_LIST_ONLY, KubeClient, SilenceError
+from bridge.kube.permissions import may_list_routes
+from bridge.kube.reads import (
+    SILENCE_SECONDS,
+    WATCH_SECONDS,
+    Namespaces,
+    fill,
+    fill_leftovers,
+    list_into,
+    list_pages,
+    refusal_of,
+    scopes_of,
+    selector_of,
+    watch_query,
+)
+from bridge.kube.store import Store
 from bridge.retry import RetryPolicy
 from bridge.threads import guarded_thread
 
-PAGE = 500
-"""Objects per page of a list: 29 instead of 59 MiB for 6,000 Endpoints, at 40 ms more (docs/kubernetes.md)."""
-WATCH_SECONDS = (240, 300)
-"""How long the server is asked to keep a watch open; at random, so that watches do not end together."""
-SILENCE_SECONDS = 150.0
-"""A watch without a byte for this long is given up: bookmarks come about once a minute, on most servers."""
 PERMANENT_SECONDS = 30.0
 """The least wait after an error that waiting does not fix (403), once it came `PERMANENT_AFTER` times in a row."""
 PERMANENT_AFTER = 10
@@ -73,270 +72,14 @@ LEFTOVER_SECONDS = 10.0
 BLOCKED_SECONDS = (2.0, 60.0)
 """How soon the bridge checks Endpoints of others that are in its way, and how often at most and at least: no watch
 covers them. Deleting their Service takes them along a moment later."""
-NAMES_LENGTH = 4000
-"""Characters of Services' names in one question: every proxy passes a URL of this length."""
 
-SELECTORS: dict[Kind, str] = {
-    Kind.SERVICE: "",
-    Kind.ENDPOINTS: objects.OURS,
-    Kind.ENDPOINT_SLICE: objects.OF_NO_PODS,
-    Kind.HTTP_ROUTE: "",
-}
-
-Namespaces = tuple[str, ...] | None
-T = TypeVar("T")
 OnChange = Callable[[Target], None]
-
-
-# --------------------------------------------------------------------------- lists
-
 
 _EVENT = re.compile(
     rb'\{"type":"(?:ADDED|MODIFIED)","object":\{"kind":"\w+","apiVersion":"[\w./]+","metadata":\{'
     rb'"name":"([\w.-]+)","namespace":"([\w.-]+)","uid":"[\w-]+","resourceVersion":"(\d+)"'
 )
 """The beginning of a watch event, in the order in which the API server writes an object's fields."""
-
-
-Read = Callable[[Body], Any]
-
-
-def list_pages(
-    client: KubeClient,
-    kind: Kind,
-    namespace: str | None,
-    selector: str,
-    accept: str = JSON,
-    page: int = PAGE,
-    read: Read = wire.page,
-) -> Iterator[tuple[list[Any], str]]:
-    """Pages of a list of objects of one kind, as `pages`."""
-    more = [("labelSelector", selector)] if selector else []
-    return pages(client, objects.path(kind, namespace), objects.PLURAL[kind], more, accept, page, read)
-
-
-def pages(
-    client: KubeClient,
-    path: str,
-    plural: str,
-    more: Sequence[tuple[str, str]] = (),
-    accept: str = JSON,
-    page: int = PAGE,
-    read: Read = wire.page,
-) -> Iterator[tuple[list[Any], str]]:
-    """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway.
-
-    A page that is larger than an answer may be is asked for again in smaller ones. `more` goes into each question,
-    `read` makes a page of each answer.
-    """
-    following = ""
-    while True:
-        query = [("limit", str(page)), *more, *([("continue", following)] if following else [])]
-        try:
-            found = client.page(path, query=query, accept=accept, read=read)
-            metadata = found["metadata"]
-            items = list(found.get("items") or [])
-            following = metadata.get("continue") or ""
-            version = str(metadata["resourceVersion"])
-        except TooLargeError:
-            if page == 1:
-                raise
-            page = max(1, page // 5)
-            continue
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise TransientError(f"the list of {plural} is no Kubernetes list") from error
-        del found
-        yield items, version
-        if not following:
-            return
-
-
-def three_tries(read: Callable[[], T]) -> T:
-    """List again when the server forgot the list midway (its pages expire)."""
-    for _ in range(2):
-        with contextlib.suppress(StaleError):
-            return read()
-    return read()
-
-
-def watch_query(version: str, seconds: tuple[int, int] = WATCH_SECONDS) -> list[tuple[str, str]]:
-    """The parameters of a watch that begins at `version` and ends after so many seconds, at random between two."""
-    return [
-        ("watch", "1"),
-        ("allowWatchBookmarks", "true"),
-        ("resourceVersion", version),
-        ("timeoutSeconds", str(random.randint(*seconds))),  # noqa: S311 - spreads load, no secret
-    ]
-
-
-def _selector(kind: Kind, *, wanted: bool) -> str:
-    """What is read of a kind. Of HTTPRoutes that no rule asks for those that a bridge made."""
-    return SELECTORS[kind] if wanted or kind is not Kind.HTTP_ROUTE else objects.OURS
-
-
-def _list_into(
-    store: Store, client: KubeClient, kind: Kind, namespace: str | None, selector: str
-) -> tuple[set[Target], int]:
-    """Read a whole list into the store, page by page: the targets where something differs, and the list's version.
-
-    What the last list had in the very same bytes is not decoded again.
-    """
-    since, listed, digests, version = store.begin_list(), list[Decoded](), dict[Key, int](), ""
-    for items, version in list_pages(client, kind, namespace, selector, read=wire.raw_page):  # noqa: B007 - the last
-        for item in items:
-            key, digest = wire.identify(item)
-            try:
-                found = store.decoded(kind, key, digest) or objects.decode(kind, wire.item(item))
-            except (ValueError, RecursionError) as error:
-                raise TransientError(f"the list of {objects.PLURAL[kind]} is no Kubernetes list") from error
-            if found is not None:
-                listed.append(found)
-                digests[key] = digest
-    position = objects.version(version)
-    return store.replace(kind, namespace, listed, position, since, digests), position
-
-
-def _read_foreign(client: KubeClient, namespace: str | None) -> list[Meta]:
-    """Metadata of the Endpoints that no bridge manages."""
-    return [
-        meta
-        for items, _ in list_pages(client, Kind.ENDPOINTS, namespace, objects.NOT_OURS, METADATA_LIST_ONLY)
-        for item in items
-        if (meta := objects.decode_meta(Kind.ENDPOINTS, item)) is not None
-    ]
-
-
-def _read_leftovers(client: KubeClient, namespace: str | None, asked: Iterable[Target]) -> list[CurrentSlice]:
-    """The slices of pods whose Service is one of those that have no pods.
-
-    All slices of pods are most of what a cluster has, so it is asked for these Services by name.
-    """
-    found: list[CurrentSlice] = []
-    for names in _chunks(sorted({target.name for target in asked})):
-        selector = f"{objects.OF_PODS},{objects.SERVICE_NAME} in ({','.join(names)})"
-        for items, _ in list_pages(client, Kind.ENDPOINT_SLICE, namespace, selector):
-            found += (piece for item in items if (piece := objects.decode_slice(item)) is not None)
-    return found
-
-
-def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for name in names:
-        if chunk and sum(map(len, chunk)) + 3 * len(chunk) + len(name) > NAMES_LENGTH:
-            yield chunk
-            chunk = []
-        chunk.append(name)
-    if chunk:
-        yield chunk
-
-
-def _fill_leftovers(client: KubeClient, store: Store, namespace: str | None, asked: Collection[Target]) -> None:
-    store.replace_leftovers(asked, _read_leftovers(client, namespace, asked) if asked else ())
-
-
-def read_slices_again(client: KubeClient, store: Store, namespaces: Namespaces) -> None:
-    """List the slices once more into a store that `list_once` filled."""
-    for namespace in _scopes(namespaces):
-        if (namespace or "") not in store.unreadable:
-            _fill(client, store, Kind.ENDPOINT_SLICE, namespace)
-            _fill_leftovers(client, store, namespace, store.without_selector(namespace))
-
-
-def _fill(
-    client: KubeClient, store: Store, kind: Kind | None, namespace: str | None, *, wanted: bool = True
-) -> set[Target]:
-    """List one scope into the store (`kind` None: the foreign Endpoints)."""
-
-    def read() -> set[Target]:
-        if kind is None:
-            store.replace_foreign(namespace, _read_foreign(client, namespace))
-            return set()
-        return _list_into(store, client, kind, namespace, _selector(kind, wanted=wanted))[0]
-
-    return three_tries(read)
-
-
-def _fill_routes(client: KubeClient, store: Store, namespace: str | None, *, wanted: bool) -> None:
-    """List the HTTPRoutes of one scope; where no rule asks for them only if we may."""
-    try:
-        if wanted or may_list_routes(client, namespace):
-            _fill(client, store, Kind.HTTP_ROUTE, namespace, wanted=wanted)
-    except CancelledError:
-        raise
-    except BridgeError as error:
-        if wanted and not gateway.is_lasting(error):
-            raise
-        store.routes_unread[namespace or ""] = gateway.unread(client, namespace, error)
-
-
-def list_routes(client: KubeClient, store: Store, namespaces: Namespaces, *, wanted: bool = True) -> None:
-    """List the HTTPRoutes into a store; `wanted`: a rule asks for them."""
-    scopes = _scopes(namespaces)
-    with ThreadPoolExecutor(max_workers=max(1, min(4, len(scopes))), thread_name_prefix="kube-list") as pool:
-        for done in [pool.submit(_fill_routes, client, store, namespace, wanted=wanted) for namespace in scopes]:
-            done.result()
-
-
-def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
-    return (None,) if namespaces is None else tuple(dict.fromkeys(namespaces))
-
-
-def _refusal(refused: Mapping[Kind, BridgeError]) -> str:
-    """The message about a namespace that may not be listed."""
-    first, *others = refused
-    also = f" So it is with {', '.join(objects.PLURAL[kind] for kind in others)}." if others else ""
-    return f"{refused[first]}.{also} (A namespace that does not exist is refused in the same words)"
-
-
-def list_once(
-    client: KubeClient,
-    namespaces: Namespaces,
-    owner: str,
-    progress: Callable[[int, int], None] | None = None,
-    *,
-    partly: bool = False,
-    kinds: Sequence[Kind | None] = (*SERVICE_KINDS, None),
-    routes: bool | None = None,
-) -> Store:
-    """Read everything once, without watching: for one-shot commands. `progress` gets (lists done, lists in all).
-
-    With `partly`, namespaces that we may not list are left out and named in the store's `unreadable`, unless they are
-    all that there is. `kinds` None stands for the Endpoints of others. `routes`: HTTPRoutes as well, because a rule
-    asks for them, or (False) where we may, to find those that no rule asks for any more.
-    """
-    store = Store(owner)
-    refused: dict[str | None, dict[Kind, BridgeError]] = {}
-    jobs = [(kind, namespace) for kind in kinds for namespace in _scopes(namespaces)]
-    done = 0
-    with ThreadPoolExecutor(max_workers=min(4, len(jobs)), thread_name_prefix="kube-list") as pool:
-        futures = [pool.submit(_fill, client, store, kind, namespace) for kind, namespace in jobs]
-        try:
-            for (kind, namespace), future in zip(jobs, futures, strict=True):
-                try:
-                    future.result()
-                except ForbiddenError as error:
-                    refused.setdefault(namespace, {}).setdefault(kind or Kind.ENDPOINTS, error)
-                    if not partly or len(refused) == len(_scopes(namespaces)):
-                        (first, *_), *_ = (list(errors.values()) for errors in refused.values())
-                        raise first from None
-                done += 1
-                if progress is not None:
-                    progress(done, len(jobs))
-            if {Kind.SERVICE, Kind.ENDPOINT_SLICE} <= set(kinds):
-                for namespace in _scopes(namespaces):
-                    if namespace not in refused:
-                        _fill_leftovers(client, store, namespace, store.without_selector(namespace))
-            if routes is not None:
-                list_routes(client, store, namespaces, wanted=routes)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-    store.unreadable = {name or "": _refusal(kinds_of) for name, kinds_of in sorted(refused.items())}
-    return store
-
-
-# --------------------------------------------------------------------------- the cache
 
 
 class Informer:
@@ -383,7 +126,7 @@ class Informer:
             return [
                 _Reflector(shared, kind, namespace, failed, self._refresher.wake, self._some_listed, wanted=wanted)
                 for kind in kinds
-                for namespace in _scopes(namespaces)
+                for namespace in scopes_of(namespaces)
             ]
 
         self._reflectors = reflectors(SERVICE_KINDS)
@@ -473,7 +216,7 @@ class Informer:
         for reflector in self._reflectors:
             if reflector.refused is not None and reflector.namespace is not None:
                 refused.setdefault(reflector.namespace, {})[reflector.kind] = reflector.refused
-        found = {name: _refusal(kinds) for name, kinds in sorted(refused.items()) if not self._is_listed(name)}
+        found = {name: refusal_of(kinds) for name, kinds in sorted(refused.items()) if not self._is_listed(name)}
         return found if len(found) < len(self._lists) else {}
 
     def trouble(self) -> str | None:
@@ -614,7 +357,7 @@ class _Relister:
         self._wanted = threading.Event()
         self._changed = threading.Condition()
         self._asked = 0
-        self.synced = {namespace: threading.Event() for namespace in _scopes(namespaces)}
+        self.synced = {namespace: threading.Event() for namespace in scopes_of(namespaces)}
         self.error: BridgeError | None = None
         self.done = 0
         self.found = 0
@@ -656,7 +399,7 @@ class _Relister:
             before = {t: meta for t, meta in self._blocked.items() if namespace in (None, t.namespace)}
         if not before and not due:
             return
-        _fill(self._shared.client, self._shared.store, None, namespace)
+        fill(self._shared.client, self._shared.store, None, namespace)
         now = {target: self._shared.store.foreign_at(target) for target in before}
         with self._changed:
             self._blocked.update({target: now[target] for target in before if target in self._blocked})
@@ -691,7 +434,7 @@ class _Relister:
         forbidden: BridgeError | None = None
         self._freed |= self._shared.store.take_freed()
         try:
-            for namespace in _scopes(self._namespaces):
+            for namespace in scopes_of(self._namespaces):
                 if namespace in self._refused():
                     continue
                 try:
@@ -704,7 +447,7 @@ class _Relister:
                     kinds = (*SERVICE_KINDS, *([Kind.HTTP_ROUTE] if self._has_routes(namespace) else []))
                     for kind in kinds if whole else ():
                         try:
-                            missed = _fill(self._shared.client, self._shared.store, kind, namespace)
+                            missed = fill(self._shared.client, self._shared.store, kind, namespace)
                         except BridgeError as error:
                             if kind is not Kind.HTTP_ROUTE or isinstance(error, CancelledError):
                                 raise
@@ -729,10 +472,10 @@ class _Relister:
         left = {target for target in self._shared.store.with_leftovers() if namespace in (None, target.namespace)}
         freed = self._freed & asked
         if freed:  # the control plane leaves its Endpoints there as well; a user may have handed them over
-            _fill(self._shared.client, self._shared.store, None, namespace)
+            fill(self._shared.client, self._shared.store, None, namespace)
         if not whole and namespace in self._looked:
             asked &= freed | left
-        _fill_leftovers(self._shared.client, self._shared.store, namespace, asked)
+        fill_leftovers(self._shared.client, self._shared.store, namespace, asked)
         self._looked.add(namespace)
         self._freed -= freed
         self._tell_beside(freed)
@@ -786,7 +529,7 @@ class _Reflector:
         """Not `wanted`: of HTTPRoutes those that are ours are followed, and only where we may."""
         self._shared = shared
         self._wanted = self._asked = wanted
-        self._selector = _selector(kind, wanted=wanted)
+        self._selector = selector_of(kind, wanted=wanted)
         self._on_settled = on_settled
         self._some_listed = some_listed
         self.kind = kind
@@ -885,9 +628,7 @@ class _Reflector:
         self._on_settled()
 
     def _list(self) -> None:
-        changed, version = _list_into(
-            self._shared.store, self._shared.client, self.kind, self.namespace, self._selector
-        )
+        changed, version = list_into(self._shared.store, self._shared.client, self.kind, self.namespace, self._selector)
         self._position = str(version)
         self.lists += 1
         self._alive()
@@ -973,65 +714,3 @@ class _Reflector:
     def _alive(self) -> None:
         self.heard = self._shared.clock()
         self.error = None
-
-
-# --------------------------------------------------------------------------- what may we do?
-
-
-def may_list_routes(client: KubeClient, namespace: str | None) -> bool:
-    """Whether we may list HTTPRoutes in a namespace (None: in all)."""
-    return can_i(client, "list", objects.GATEWAY_API, objects.PLURAL[Kind.HTTP_ROUTE], namespace or "")
-
-
-def can_i(
-    client: KubeClient, verb: str, group: str, resource: str, namespace: str = "", *, timeout: float | None = None
-) -> bool:
-    """Ask the API server whether we may (SelfSubjectAccessReview; everyone may ask)."""
-    attributes = {"verb": verb, "group": group, "resource": resource, "namespace": namespace}
-    body = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": {k: v for k, v in attributes.items() if v}},
-    }
-    answer = client.request(
-        "POST",
-        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
-        body=json.dumps(body).encode(),
-        timeout=timeout,
-    )
-    try:
-        return bool(json.loads(answer.body)["status"]["allowed"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise TransientError("the answer to an access review is no access review") from error
-
-
-class NamespaceState(Enum):
-    """What is known of a namespace."""
-
-    EXISTS = auto()
-    ABSENT = auto()
-    BEING_DELETED = auto()
-    NOT_TOLD = auto()
-
-
-def namespace_states(client: KubeClient, namespaces: Sequence[str]) -> dict[str, NamespaceState]:
-    """What the namespaces are like, as far as we may look."""
-    states: dict[str, NamespaceState] = {}
-    for namespace in dict.fromkeys(namespaces):
-        answer = client.request("GET", f"/api/v1/namespaces/{namespace}", allow=frozenset({403, 404}))
-        match answer.status:
-            case 403:
-                states[namespace] = NamespaceState.NOT_TOLD
-            case 404:
-                states[namespace] = NamespaceState.ABSENT
-            case _:
-                deleting = _metadata_of(answer.body).get("deletionTimestamp")
-                states[namespace] = NamespaceState.BEING_DELETED if deleting else NamespaceState.EXISTS
-    return states
-
-
-def _metadata_of(body: Body) -> Mapping[str, Any]:
-    try:
-        return objects.mapping(objects.mapping(json.loads(body)).get("metadata"))
-    except ValueError:
-        return {}

@@ -17,9 +17,9 @@ from bridge.errors import PermanentError, StaleError, TransientError
 from bridge.json_shape import Body
 from bridge.kube import faults, objects
 from bridge.kube.client import KubeClient
-from bridge.kube.informer import watch_query
 from bridge.kube.lease import LeaseLock, LeaseRecord, Lock, record_of
 from bridge.kube.members import KIND, Annotations, ElectionConfig, LeaseEvent, LeaseSnapshot, Observations
+from bridge.kube.reads import watch_query
 
 ALIVE_DURATIONS = 4
 """For how many durations without a renewal a shard's holder counts as running for a command that looks once."""

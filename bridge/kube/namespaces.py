@@ -16,7 +16,7 @@ from typing import Any
 
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError, TransientError
 from bridge.kube.client import METADATA_LIST_ONLY, METADATA_ONLY, KubeClient, SilenceError
-from bridge.kube.informer import SILENCE_SECONDS, pages, three_tries, watch_query
+from bridge.kube.reads import SILENCE_SECONDS, pages, three_tries, watch_query
 from bridge.retry import RetryPolicy
 from bridge.threads import guarded_thread
 

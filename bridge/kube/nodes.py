@@ -15,7 +15,8 @@ from bridge.core import normalize
 from bridge.core.model import ClusterNodes
 from bridge.errors import ForbiddenError, PermanentError
 from bridge.kube.client import KubeClient
-from bridge.kube.informer import can_i, pages
+from bridge.kube.permissions import can_i
+from bridge.kube.reads import pages
 
 PAGE = 100
 """Nodes per page: each is some 15 kB."""

@@ -30,12 +30,13 @@ from bridge.kube.client import KubeClient
 from bridge.kube.faults import remedy
 from bridge.kube.gateway import ROLE as ROUTES_ROLE
 from bridge.kube.identity import who_am_i
-from bridge.kube.informer import NamespaceState, can_i, list_routes, namespace_states
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.namespaces import ROLE, read_labels
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.objects import GATEWAY_API
+from bridge.kube.permissions import NamespaceState, can_i, namespace_states
 from bridge.kube.rbac import grant
+from bridge.kube.reads import list_routes
 from bridge.oneshot.check_consul import ConsulProbes
 from bridge.oneshot.inputs import MIRROR_SECONDS, Loaded
 from bridge.oneshot.probe import FAILED, OK, SHOWN, WARNING, Probe, some

@@ -26,10 +26,10 @@ from bridge.core.select import Choice, Only
 from bridge.core.state import ConsulState
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.informer import list_once, read_slices_again
 from bridge.kube.lease_api import holder
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
+from bridge.kube.reads import list_once, read_slices_again
 from bridge.kube.store import Store
 from bridge.pipeline.deviation_window import DeviationWindow
 from bridge.pipeline.dns import Resolver

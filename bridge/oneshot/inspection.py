@@ -25,7 +25,7 @@ from bridge.core.reconcile import names_at
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.translate import host_names
 from bridge.errors import BridgeError, CancelledError
-from bridge.kube.informer import list_once
+from bridge.kube.reads import list_once
 from bridge.kube.store import Store
 from bridge.oneshot.inputs import Loaded, Sides, load
 from bridge.pipeline.deviation_window import DeviationWindow

@@ -11,7 +11,7 @@ from bridge.core.model import Output, Policy, Rule
 from bridge.errors import BridgeError
 from bridge.kube.client import KubeClient
 from bridge.kube.identity import who_am_i
-from bridge.kube.informer import can_i
+from bridge.kube.permissions import can_i
 from bridge.kube.rbac import bind, binding_of
 from bridge.pipeline.scope import namespaces_of
 

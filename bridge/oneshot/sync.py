@@ -15,7 +15,7 @@ from bridge.core.reconcile import names_at
 from bridge.core.select import Only
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError
 from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.informer import NamespaceState, namespace_states
+from bridge.kube.permissions import NamespaceState, namespace_states
 from bridge.kube.writer import Writer
 from bridge.oneshot.inputs import Loaded, Sides, load
 from bridge.oneshot.rights import missing_rights

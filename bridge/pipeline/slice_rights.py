@@ -15,7 +15,7 @@ from bridge.core.model import Policy
 from bridge.core.plan import missing_rights
 from bridge.errors import BridgeError
 from bridge.kube.client import KubeClient
-from bridge.kube.informer import can_i
+from bridge.kube.permissions import can_i
 
 RECHECK_SECONDS = 10.0
 """How often a right that was missing is asked for again, at most: about so soon after it was granted it is used."""

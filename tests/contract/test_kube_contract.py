@@ -26,7 +26,9 @@ from bridge.core.model import (
 from bridge.errors import ConflictError, PermanentError, StaleError
 from bridge.kube import objects
 from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, SilenceError
-from bridge.kube.informer import Informer, NamespaceState, can_i, list_once, list_pages, namespace_states
+from bridge.kube.informer import Informer
+from bridge.kube.permissions import NamespaceState, can_i, namespace_states
+from bridge.kube.reads import list_once, list_pages
 from bridge.kube.store import Store
 from bridge.kube.writer import NEVER_VERSION, Writer
 from tests.contract.sides import BOTH, kube_side

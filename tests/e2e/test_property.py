@@ -24,8 +24,8 @@ from bridge.core.reasons import Code
 from bridge.core.translate import translate
 from bridge.errors import StaleError
 from bridge.kube.client import KubeClient
-from bridge.kube.informer import list_once
 from bridge.kube.mirrored import mirrored
+from bridge.kube.reads import list_once
 from bridge.kube.writer import Writer
 from tests.support.lab import Lab
 from tests.support.options import kube_config

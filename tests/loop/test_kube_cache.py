@@ -19,7 +19,9 @@ from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledE
 from bridge.kube import informer as cache_module
 from bridge.kube import objects, wire
 from bridge.kube.client import KubeClient
-from bridge.kube.informer import Informer, NamespaceState, _Reflector, _Shared, can_i, list_once, namespace_states
+from bridge.kube.informer import Informer, _Reflector, _Shared
+from bridge.kube.permissions import NamespaceState, can_i, namespace_states
+from bridge.kube.reads import list_into, list_once, list_pages
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer, belongs_to
 from bridge.retry import RetryPolicy
@@ -328,7 +330,7 @@ def test_pages_that_expire_midway_are_read_from_the_start(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """410 on a `continue`: the list begins again, complete and without duplicates."""
-    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, wire.page))
+    monkeypatch.setattr(list_pages, "__defaults__", ("application/json", 3, wire.page))
     for number in range(8):
         fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
     fake.inject(Fault(status=410), times=1, path="continue=.*")
@@ -340,7 +342,7 @@ def test_a_list_that_never_holds_still_is_an_error(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three expired tries are enough for a one-shot command."""
-    monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3, wire.page))
+    monkeypatch.setattr(list_pages, "__defaults__", ("application/json", 3, wire.page))
     for number in range(8):
         fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
     fake.inject(Fault(status=410), times=99, path="continue=.*")
@@ -559,7 +561,7 @@ def test_a_refresh_decodes_only_what_it_did_not_see_before(
         return decode(kind, raw)
 
     def listed() -> set[Target]:
-        return cache_module._list_into(store, client, Kind.ENDPOINTS, None, objects.OURS)[0]
+        return list_into(store, client, Kind.ENDPOINTS, None, objects.OURS)[0]
 
     assert len(listed()) == 8
     monkeypatch.setattr(objects, "decode", note)

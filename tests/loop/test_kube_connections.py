@@ -32,7 +32,8 @@ from bridge.kube import plugin as plugin_module
 from bridge.kube import wire
 from bridge.kube.client import KubeClient
 from bridge.kube.identity import who_am_i
-from bridge.kube.informer import Informer, list_pages
+from bridge.kube.informer import Informer
+from bridge.kube.reads import list_pages
 from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
 from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube

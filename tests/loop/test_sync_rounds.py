@@ -11,7 +11,7 @@ import pytest
 
 from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
 from bridge.errors import BridgeError, CancelledError, ExitStatus, TransientError
-from bridge.kube.informer import list_once
+from bridge.kube.reads import list_once
 from bridge.kube.writer import Writer
 from bridge.oneshot import inputs
 from bridge.oneshot.sync import sync_once

@@ -20,7 +20,7 @@ from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import ConsulState
 from bridge.kube.client import KubeClient
-from bridge.kube.informer import list_once
+from bridge.kube.reads import list_once
 from bridge.oneshot.sync import sync_once
 from bridge.pipeline.planner import Planner
 from bridge.report import Report

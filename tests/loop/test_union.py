@@ -16,7 +16,8 @@ from bridge.controller import parts
 from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Output, Rule
 from bridge.errors import TransientError
-from bridge.kube import informer as caching
+from bridge.kube import informer
+from bridge.kube.reads import read_slices_again
 from bridge.oneshot import check_kubernetes as checking
 from bridge.oneshot import inputs
 from bridge.oneshot.check import check
@@ -99,7 +100,7 @@ class Harness(Running):
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     """A bridge, not started yet, and one service; every wait is shorter."""
     monkeypatch.setattr(parts, "WINDOW_SECONDS", 0.4)
-    monkeypatch.setattr(caching, "LEFTOVER_SECONDS", 0.2)
+    monkeypatch.setattr(informer, "LEFTOVER_SECONDS", 0.2)
     monkeypatch.setattr(inputs, "MIRROR_SECONDS", 0.05)
     monkeypatch.setattr(checking, "MIRROR_SECONDS", 0.05)
     with FakeConsul() as consul, FakeKube() as kube:
@@ -237,7 +238,7 @@ def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
 
     def again(*args: Any) -> None:
         harness.kube.inject(Fault(status=status), times, path="endpointslices")
-        caching.read_slices_again(*args)
+        read_slices_again(*args)
 
     monkeypatch.setattr(inputs, "read_slices_again", again)
     found = status_once(**sides)
@@ -255,7 +256,7 @@ def test_a_second_look_is_tried_again(harness: Harness, monkeypatch: pytest.Monk
     sync_once(**harness.sides)
 
     def again(*args: Any) -> None:
-        monkeypatch.setattr(inputs, "read_slices_again", caching.read_slices_again)
+        monkeypatch.setattr(inputs, "read_slices_again", read_slices_again)
         raise TransientError("no connection")
 
     monkeypatch.setattr(inputs, "read_slices_again", again)
