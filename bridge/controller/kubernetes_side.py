@@ -22,7 +22,7 @@ from bridge.kube.namespaces import Labels
 from bridge.pipeline.planner import Planner
 from bridge.pipeline.slice_rights import SliceRights
 
-BESIDE_SECONDS = 0.1
+FOREIGN_SLICE_SECONDS = 0.1
 """How long after a change of another writer's slice it is compared: a mirror comes in several slices."""
 
 
@@ -53,25 +53,25 @@ class KubernetesSide:
             self.follow_annotation(target)  # full passes do not ask users' Services again
             self.scheduler.schedule({target})
             return
-        double = self.informer.take_double(target)
+        unexpected = self.informer.take_unexpected_own_write(target)
         if not self.leadership.leads(target):
             with self.planner.lock:  # the one who leads did what we have only seen coming: charge it here too
                 self.planner.guard.applied(target)
-        elif double:
+        elif unexpected:
             self.repairs.conflicting.wrote(target)
         asked = self.follow_annotation(target)
         if not asked:
             self.pending.touched(target)
         self.queue.add(target, delay_seconds=0.0 if asked else self.repairs.delay_seconds(target))
 
-    def on_beside(self, target: Target) -> None:
+    def on_foreign_slices(self, target: Target) -> None:
         """Slices at `target` changed that no bridge writes: nothing is put back, but they change where traffic goes."""
         if not self.scheduler.first_pass_done:
             self.scheduler.schedule({target})
             return
         outcome = self.results.of(target)
         if outcome is not None and not outcome.failures:  # else it is tried again in any case, when that is due
-            delay = max(BESIDE_SECONDS, self.repairs.delay_seconds(target))
+            delay = max(FOREIGN_SLICE_SECONDS, self.repairs.delay_seconds(target))
             self.queue.add(target, priority=LATER, delay_seconds=delay)
 
     def on_labels(self, labels: Labels, changed: Collection[str]) -> None:

@@ -161,7 +161,7 @@ def build(
             namespaces,
             options.owner,
             on_change=lambda target: kubernetes_side.on_change(target),
-            on_beside=lambda target: kubernetes_side.on_beside(target),
+            on_foreign_slices=lambda target: kubernetes_side.on_foreign_slices(target),
             retry=options.kube_retry,
             failed=failed,
             routes=select.asks_for_routes(rules),

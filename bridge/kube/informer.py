@@ -86,8 +86,8 @@ class Informer:
     """A store that follows the API server. Methods may be called from any thread.
 
     `on_change` is called from the watching threads and must be quick; it gets every target at which something differs
-    from what was known or noted. `on_beside` gets those where only slices differ that no bridge writes. `failed` is
-    called when a thread dies of a bug. `routes` as for `list_once`.
+    from what was known or noted. `on_foreign_slices` gets those where only slices differ that no bridge writes.
+    `failed` is called when a thread dies of a bug. `routes` as for `list_once`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Informer:
         on_change: OnChange,
         retry: RetryPolicy | None = None,
         *,
-        on_beside: OnChange = lambda _target: None,
+        on_foreign_slices: OnChange = lambda _target: None,
         failed: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         silence_seconds: float = SILENCE_SECONDS,
@@ -113,7 +113,7 @@ class Informer:
             client=self._client,
             store=self._store,
             on_change=on_change,
-            on_beside=on_beside,
+            on_foreign_slices=on_foreign_slices,
             retry=retry or RetryPolicy(),
             stop=self._stop,
             clock=clock,
@@ -279,9 +279,9 @@ class Informer:
         """Call when the write failed (`confirm` does it after a success)."""
         self._store.abandon(change)
 
-    def take_double(self, target: Target) -> bool:
+    def take_unexpected_own_write(self, target: Target) -> bool:
         """Whether another process wrote at `target` under our owner id and field manager since this was last asked."""
-        return self._store.take_double(target)
+        return self._store.take_unexpected_own_write(target)
 
     def confirm(self, change: Change, meta: Meta | None) -> None:
         """Call after a write: the next pass sees it whether or not the watch has told it yet."""
@@ -314,7 +314,7 @@ class _Shared:
     client: KubeClient
     store: Store
     on_change: OnChange
-    on_beside: OnChange
+    on_foreign_slices: OnChange
     retry: RetryPolicy
     stop: threading.Event
     clock: Callable[[], float]
@@ -455,7 +455,7 @@ class _Relister:
                         self.found += len(missed)
                         for target in sorted(missed):
                             self._shared.on_change(target)
-                        self._tell_beside()
+                        self._tell_foreign_slices()
                 except ForbiddenError as error:
                     forbidden = forbidden or error
         except CancelledError:
@@ -478,11 +478,11 @@ class _Relister:
         fill_leftovers(self._shared.client, self._shared.store, namespace, asked)
         self._looked.add(namespace)
         self._freed -= freed
-        self._tell_beside(freed)
+        self._tell_foreign_slices(freed)
 
-    def _tell_beside(self, further: Collection[Target] = ()) -> None:
-        for target in sorted(self._shared.store.take_beside() | set(further)):
-            self._shared.on_beside(target)
+    def _tell_foreign_slices(self, further: Collection[Target] = ()) -> None:
+        for target in sorted(self._shared.store.take_changed_foreign_slices() | set(further)):
+            self._shared.on_foreign_slices(target)
 
 
 class _Backoff:
@@ -708,8 +708,8 @@ class _Reflector:
         for target in sorted(changed):
             self._shared.on_change(target)
         if self.kind is Kind.ENDPOINT_SLICE:
-            for target in sorted(self._shared.store.take_beside()):
-                self._shared.on_beside(target)
+            for target in sorted(self._shared.store.take_changed_foreign_slices()):
+                self._shared.on_foreign_slices(target)
 
     def _alive(self) -> None:
         self.heard = self._shared.clock()

@@ -77,13 +77,13 @@ class Store:
         self._sequence = 0
         self._entries: dict[Kind, dict[Key, _Entry]] = {kind: {} for kind in Kind}
         self._slices: dict[Target, dict[str, CurrentSlice]] = {}
-        self._beside: dict[Target, dict[str, CurrentSlice]] = {}
-        self._left: dict[Target, tuple[CurrentSlice, ...]] = {}
-        self._news_beside: set[Target] = set()
+        self._foreign_slices: dict[Target, dict[str, CurrentSlice]] = {}
+        self._leftovers: dict[Target, tuple[CurrentSlice, ...]] = {}
+        self._changed_foreign_slices: set[Target] = set()
         self._freed: set[Target] = set()
-        self._foreign: dict[Target, Meta] = {}
+        self._foreign_endpoints: dict[Target, Meta] = {}
         self._failed: dict[tuple[Kind, Key], float] = {}
-        self._doubles: set[Target] = set()
+        self._unexpected_own_writes: set[Target] = set()
         self._tombstones: deque[tuple[Kind, Key, int]] = deque()
         self._min_resource_versions: dict[tuple[Kind, str | None], int] = {}
         self._expected: dict[tuple[Kind, Key], Change] = {}
@@ -101,12 +101,12 @@ class Store:
             service = self._found(Kind.SERVICE, key)
             endpoints = self._found(Kind.ENDPOINTS, key)
             slices = self._slices.get(target)
-            foreign = self._foreign.get(target)
+            foreign = self._foreign_endpoints.get(target)
             unread = self.routes_unread.get(target.namespace) or self.routes_unread.get("")
             route = unread or self._found(Kind.HTTP_ROUTE, key)
             ordered = tuple(slices[name] for name in sorted(slices)) if slices else ()
-            beside, left = self._beside.get(target), self._left.get(target, ())
-            others = tuple(beside[name] for name in sorted(beside)) if beside else ()
+            pieces, left = self._foreign_slices.get(target), self._leftovers.get(target, ())
+            others = tuple(pieces[name] for name in sorted(pieces)) if pieces else ()
         if endpoints is None and foreign is not None:
             endpoints = CurrentEndpoints(meta=foreign, groups=())
         return Current(
@@ -126,7 +126,7 @@ class Store:
     def foreign_at(self, target: Target) -> Meta | None:
         """The Endpoints at a target that no bridge manages."""
         with self._lock:
-            return self._foreign.get(target)
+            return self._foreign_endpoints.get(target)
 
     def total_ready(self) -> int:
         """Ready endpoints over all targets of ours (with Endpoints and slices side by side: the larger number)."""
@@ -162,7 +162,7 @@ class Store:
     def with_leftovers(self) -> set[Target]:
         """Services without a selector that still have slices of pods."""
         with self._lock:
-            return set(self._left)
+            return set(self._leftovers)
 
     @property
     def has_freed(self) -> bool:
@@ -174,10 +174,10 @@ class Store:
             found, self._freed = self._freed, set()
             return found
 
-    def take_beside(self) -> set[Target]:
+    def take_changed_foreign_slices(self) -> set[Target]:
         """Targets where slices that no bridge writes have changed since this was last asked."""
         with self._lock:
-            found, self._news_beside = self._news_beside, set()
+            found, self._changed_foreign_slices = self._changed_foreign_slices, set()
             return found
 
     def routes(self) -> tuple[CurrentRoute, ...]:
@@ -198,7 +198,7 @@ class Store:
             found = {
                 k.value: sum(e.found is not None for e in entries.values()) for k, entries in self._entries.items()
             }
-            return found | {"ForeignEndpoints": len(self._foreign)}
+            return found | {"ForeignEndpoints": len(self._foreign_endpoints)}
 
     # ------------------------------------------------------------------ our own writes
 
@@ -329,15 +329,20 @@ class Store:
             expected = self._expected.get((kind, key))
             if changed and expected is not None and _fulfils(expected, None if gone else found):
                 return set()
-            if changed and not gone and found is not None and self._is_doubles(kind, key, held, found.meta):
-                self._doubles |= changed
+            if (
+                changed
+                and not gone
+                and found is not None
+                and self._is_unexpected_own_write(kind, key, held, found.meta)
+            ):
+                self._unexpected_own_writes |= changed
             return changed
 
-    def take_double(self, target: Target) -> bool:
+    def take_unexpected_own_write(self, target: Target) -> bool:
         """Whether another process wrote at `target` under our owner id and field manager since this was last asked."""
         with self._lock:
-            found = target in self._doubles
-            self._doubles.discard(target)
+            found = target in self._unexpected_own_writes
+            self._unexpected_own_writes.discard(target)
             return found
 
     def replace_leftovers(self, asked: Iterable[Target], found: Iterable[CurrentSlice]) -> None:
@@ -350,22 +355,24 @@ class Store:
                 if target in left:
                     left[target].append(piece)
             for target, pieces in left.items():
-                before = self._left.get(target, ())
+                before = self._leftovers.get(target, ())
                 if pieces:
-                    self._left[target] = tuple(pieces)
+                    self._leftovers[target] = tuple(pieces)
                 else:
-                    self._left.pop(target, None)
+                    self._leftovers.pop(target, None)
                 if [(s.meta.name, s.meta.ownership, s.group) for s in before] != [
                     (s.meta.name, s.meta.ownership, s.group) for s in pieces
                 ]:
-                    self._news_beside.add(target)
+                    self._changed_foreign_slices.add(target)
 
     def replace_foreign(self, namespace: str | None, found: Iterable[Meta]) -> None:
         """Endpoints in `namespace` (None: all) that no bridge manages, by their metadata."""
         fresh = {Target(m.namespace, m.name): m for m in found}
         with self._lock:
-            kept = {t: m for t, m in self._foreign.items() if namespace is not None and t.namespace != namespace}
-            self._foreign = kept | fresh
+            kept = {
+                t: m for t, m in self._foreign_endpoints.items() if namespace is not None and t.namespace != namespace
+            }
+            self._foreign_endpoints = kept | fresh
 
     # ------------------------------------------------------------------ inside (lock held)
 
@@ -374,7 +381,7 @@ class Store:
         if self._expected.get(key) is change:
             del self._expected[key]
 
-    def _is_doubles(self, kind: Kind, key: Key, held: _Entry | None, meta: Meta) -> bool:
+    def _is_unexpected_own_write(self, kind: Kind, key: Key, held: _Entry | None, meta: Meta) -> bool:
         """Whether our field manager wrote an object of ours just now, and no write of this process can have been it."""
         before = held.found.meta.written if held is not None and held.found is not None else ""
         if meta.owner != self.owner or not meta.written or meta.written == before:
@@ -410,10 +417,10 @@ class Store:
         if before is not None and found is not None and objects.same(before, found):
             return set()
         if kind is Kind.ENDPOINT_SLICE and not any(map(_is_a_bridges, (before, found))):
-            self._news_beside |= touched
+            self._changed_foreign_slices |= touched
             return set()
         if kind is Kind.SERVICE and not _takes_slices(found):
-            self._left.pop(Target(*key), None)  # these are not needed again: they are its pods', or go with it
+            self._leftovers.pop(Target(*key), None)  # these are not needed again: they are its pods', or go with it
         elif kind is Kind.SERVICE and isinstance(before, CurrentService) and before.has_selector:
             self._freed |= touched
         for target in touched:
@@ -424,7 +431,7 @@ class Store:
         return _takes_slices(self._found(Kind.SERVICE, (target.namespace, target.name)))
 
     def _holding(self, piece: CurrentSlice) -> dict[Target, dict[str, CurrentSlice]]:
-        return self._slices if _is_a_bridges(piece) else self._beside
+        return self._slices if _is_a_bridges(piece) else self._foreign_slices
 
     def _add_tombstone(self, kind: Kind, key: Key) -> None:
         """Remember that an object is gone, so that an answer that comes late does not bring it back; for a while."""
@@ -438,9 +445,9 @@ class Store:
     def _drop_foreign(self, kind: Kind, key: Key, uid: str) -> None:
         if kind is Kind.ENDPOINTS:
             target = Target(*key)
-            found = self._foreign.get(target)
+            found = self._foreign_endpoints.get(target)
             if found is not None and (found.uid == uid or self._found(kind, key) is not None):
-                del self._foreign[target]
+                del self._foreign_endpoints[target]
 
     def _count(self, target: Target) -> None:
         key = (target.namespace, target.name)

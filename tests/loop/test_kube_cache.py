@@ -299,7 +299,7 @@ def test_a_watch_that_ends_cleanly_inside_an_event_is_trouble(fake: FakeKube, cl
 def lone(client: KubeClient, watch_seconds: tuple[int, int] = (5, 5), retry: RetryPolicy = QUICK) -> _Reflector:
     """A reflector without its thread."""
     shared = _Shared(
-        client=client, store=Store("default"), on_change=lambda _: None, on_beside=lambda _: None, retry=retry,
+        client=client, store=Store("default"), on_change=lambda _: None, on_foreign_slices=lambda _: None, retry=retry,
         stop=threading.Event(), clock=time.monotonic, silence_seconds=30.0, watch_seconds=watch_seconds,
     )  # fmt: skip
     return _Reflector(shared, Kind.ENDPOINTS, None, None, lambda: None, lambda: False)
