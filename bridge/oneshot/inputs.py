@@ -153,6 +153,16 @@ class Loaded:
             self.stop,
         )
 
+    def whole_cluster(self) -> Store | None:
+        """All objects of our owner id in the cluster, whatever namespaces are served; None when they cannot be read."""
+        client, owner = self.client, self.options.owner
+        try:
+            return call(lambda: list_once(client, None, owner), self.options.retry, self.stop)
+        except CancelledError:
+            raise
+        except BridgeError:
+            return None
+
     def read_slices_later(self) -> None:
         """Read the slices once more when the control plane's mirror, which is always a little late, had a moment."""
         client = self.client

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Unpack
 
 from bridge.core import select
@@ -25,7 +26,6 @@ from bridge.core.reconcile import names_at
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.translate import host_names
 from bridge.errors import BridgeError, CancelledError
-from bridge.kube.reads import list_once
 from bridge.kube.store import Store
 from bridge.oneshot.inputs import Loaded, Sides, load
 from bridge.pipeline.deviation_window import DeviationWindow
@@ -138,7 +138,6 @@ class _Inspection:
         self._plans: dict[Target, Plan] = {}
         self._planner = loaded.planner(Guard(loaded.options.guard))
         self._about: frozenset[Query] | None = None
-        self._everywhere: Store | str | None = None
         self._mirror_trouble = ""
 
     def read_services(self, services: Sequence[str]) -> None:
@@ -151,22 +150,17 @@ class _Inspection:
         listed = {name for dc in self.loaded.datacenters for name in self.loaded.tags_in(dc)}
         listed |= {query.service for _, _, query in self.loaded.asked}
         mirrored: dict[Target, set[str]] = {}
-        for store in filter(None, (self.loaded.store, self._cluster())):
+        for store in filter(None, (self.loaded.store, self._cluster)):
             mirrored |= _origins(store)
         for target, _, query in self.loaded.asked:
             mirrored.setdefault(target, set()).add(query.service)
         return meant(given, listed, mirrored)
 
+    @cached_property
     def _cluster(self) -> Store | None:
-        """All objects of ours in the cluster, None where they may not be listed, or rules say where they are."""
-        if self.loaded.options.selects or self.loaded.kubernetes_trouble:
-            return None
-        if self._everywhere is None:
-            try:
-                self._everywhere = list_once(self.loaded.client, None, self.loaded.options.owner)
-            except BridgeError as error:
-                self._everywhere = str(error)
-        return self._everywhere if isinstance(self._everywhere, Store) else None
+        """All objects of ours in the cluster, None where they cannot be listed, or rules say where they are."""
+        looks = not self.loaded.options.selects and not self.loaded.kubernetes_trouble
+        return self.loaded.whole_cluster() if looks else None
 
     def unselected(self, services: Sequence[str] = ()) -> tuple[str, ...]:
         """The first lines of the output where no setting selects services, with what our owner mirrors somewhere."""
@@ -177,7 +171,7 @@ class _Inspection:
             "no rules are given (--config FILE, or --service, --tag, --filter): judged as if every service were to be "
             f"mirrored into namespace {', '.join(places)}; a running bridge may have other rules"
         )
-        owner, store = self.loaded.options.owner, self._cluster()
+        owner, store = self.loaded.options.owner, self._cluster
         if store is None:
             return (
                 meaning,

@@ -315,7 +315,7 @@ def test_node_ports_survive_when_ports_are_put_back(side: Side) -> None:
     assert side.stored(Kind.SERVICE)[0]["spec"]["ports"] == [before]
 
 
-def test_a_service_that_is_refused_keeps_what_stands(side: Side) -> None:
+def test_a_refused_service_leaves_the_existing_one_unchanged(side: Side) -> None:
     """The ports are replaced in one request: refused, it has changed nothing."""
     side.make_a_pass(rule())
     side.patch_service({"ports": [{"name": "web", "port": 8080}, {"name": "more", "port": 9}]})

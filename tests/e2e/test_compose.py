@@ -255,7 +255,7 @@ def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         )
 
 
-def test_every_vm_stands_in_the_endpoints(stack: Stack) -> None:
+def test_every_vm_is_in_the_endpoints(stack: Stack) -> None:
     """Twelve VMs registered themselves, and the user's kubeconfig sees all twelve under one Service."""
     expected = sorted(stack.vms().values())
     assert len(expected) == VMS

@@ -99,7 +99,7 @@ def test_one_pass_serves_the_others_and_reports_the_namespace(both: Both, resour
     assert (both.sync().failed, both.ready("apps", "b")) == ((), ["10.0.0.2"])
 
 
-def test_what_stands_in_a_namespace_that_cannot_be_read_is_unknown_not_absent(both: Both) -> None:
+def test_objects_in_a_namespace_that_cannot_be_read_are_unknown_not_absent(both: Both) -> None:
     """Its service has left Consul, a new one of a user's Service's name has come: neither a delete nor a conflict."""
     plain = {"metadata": {"name": "b-new", "namespace": "apps"}, "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}}
     both.kube.put("services", plain)

@@ -108,7 +108,7 @@ def test_a_healthy_service_is_explained_in_full() -> None:
     assert (row["reason"], row["message"]) == ("address_loopback", loopback)
 
 
-def test_what_stands_in_slices_counts_as_well() -> None:
+def test_endpoints_in_slices_count_as_well() -> None:
     """Ready in either gets traffic."""
     sliced = Current(
         TARGET, service(), endpoints(group(*down("10.0.0.1"))), (slice_of("s", group(*ready("10.0.0.1"))),)
@@ -256,7 +256,7 @@ def test_what_the_filter_leaves_out_is_shown_as_left_out() -> None:
     assert len(without.rows) == 1
 
 
-def test_what_stands_there_without_an_instance_is_named() -> None:
+def test_an_existing_endpoint_without_an_instance_is_named() -> None:
     """Kept by a hold, or about to go: no one has to wonder whose it is."""
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1", "10.0.0.2"), *down("10.0.0.3"))))
     shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing)
@@ -314,7 +314,7 @@ def test_what_is_left_where_a_service_was_before(tags: set[str] | None, problem:
     assert (shown.target, shown.problem, shown.compared) == ("default/radosgw", problem, False)
 
 
-def test_what_stands_at_a_name_that_another_service_has_is_not_this_ones() -> None:
+def test_endpoints_at_a_name_that_another_service_has_are_not_this_ones() -> None:
     """The other's endpoints are no riddle of the one that lost the name."""
     fixed = Rule(to=Destination(name="radosgw"))
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))

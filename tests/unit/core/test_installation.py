@@ -99,7 +99,7 @@ def test_the_writer_of_the_content_is_named_and_the_owner_before_it() -> None:
     ids=["another output", "a spare slice"],
 )
 @pytest.mark.parametrize(("by", "said"), [(A, ()), (B, ("installation_changed",)), ("", ())])
-def test_what_is_not_needed_beside_what_stands_goes_and_whose_it_was_is_reported(
+def test_an_object_that_is_not_needed_any_more_goes_and_its_installation_is_reported(
     wanted: Output, addresses: tuple[str, ...], goes: str, by: str, said: tuple[str, ...]
 ) -> None:
     """It would lead to addresses that are gone. A deletion alone is reported, too: nothing else is written here."""

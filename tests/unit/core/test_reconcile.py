@@ -109,7 +109,7 @@ def test_a_datacenter_that_is_not_read_is_reported_on_the_service_that_asks_for_
     assert (codes_of(plan.warnings), plan.changes) == ((Code.DATACENTER_NOT_ASKED,), ())
 
 
-def test_host_names_without_an_answer_keep_what_stands_there() -> None:
+def test_host_names_without_an_answer_keep_existing_endpoints() -> None:
     """Some of it may be their addresses; a name that has no address is an answer."""
     found = [instance(f"vm{n}.example") for n in range(4)]
     consul_state, current = state(instance("10.0.0.1"), *found), standing("10.0.0.1", "10.0.0.9")

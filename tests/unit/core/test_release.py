@@ -104,7 +104,7 @@ def test_what_it_says_is_no_difference(output: Output) -> None:
     assert [c for c in more.writes if c.body is not None and RELEASED in dict(c.body.annotations)] == []
 
 
-def test_what_stands_in_for_a_slice_that_is_refused_is_reported() -> None:
+def test_endpoints_written_in_place_of_a_refused_slice_are_reported() -> None:
     """The Endpoints that are mirrored meanwhile."""
     cluster = Cluster()
     settle(cluster, instances(12), rule(output=Output.ENDPOINTS))

@@ -244,7 +244,7 @@ def test_nothing_is_compared_where_nothing_is_written(how: str) -> None:
     assert (found.deviations, found.foreign) == ((), 0)
 
 
-def test_create_only_leaves_what_stands_and_still_tells_of_others() -> None:
+def test_create_only_leaves_existing_objects_and_still_tells_of_others() -> None:
     """What has changed in Consul since is no deviation, on purpose; a slice that pods left is."""
     current = applied(wanted(Output.BOTH, "10.0.0.1"), foreign(group(*ready("10.9.9.9"))))
     found = planned(wanted(Output.BOTH, "10.0.0.2"), current, Policy.CREATE_ONLY)
@@ -258,7 +258,7 @@ def test_create_only_leaves_what_stands_and_still_tells_of_others() -> None:
 # --------------------------------------------------------------------------- without Consul
 
 
-def test_what_stands_is_compared_with_what_our_objects_say() -> None:
+def test_existing_slices_are_compared_with_what_our_objects_say() -> None:
     """As `bridge check` does."""
     both, alone = wanted(), wanted(Output.ENDPOINTS)
     leftover = foreign(group(*ready("10.9.9.9")))

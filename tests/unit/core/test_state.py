@@ -553,7 +553,7 @@ def test_what_no_service_leads_to_any_more_goes_at_once_unless_it_is_of_other_fl
     assert made.unsubscribed(HERE, orphaned=True) is False
 
 
-def test_where_nothing_is_remembered_nothing_was_dismissed() -> None:
+def test_where_nothing_is_remembered_nothing_was_unsubscribed() -> None:
     """A Service of a user who never asked."""
     made = consul_state("web")
     assert made.unsubscribed(Target("apps", "other"), opted_out=True) is False

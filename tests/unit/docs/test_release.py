@@ -27,7 +27,7 @@ def test_the_image_installs_what_is_tested_and_nothing_else() -> None:
     assert {name for name, _ in runtime - image} == set(left_out[1].split())
 
 
-def test_the_version_stands_in_one_place_and_is_repeated_truly() -> None:
+def test_the_version_is_set_in_one_place_and_repeated_exactly() -> None:
     """bridge/__init__.py has it; what cannot read it there says the same."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"]
