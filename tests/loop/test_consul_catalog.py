@@ -288,19 +288,15 @@ def test_a_node_check_flips_every_service_on_the_node(recorder: Recorder) -> Non
 
 def test_a_flap_that_a_read_saw_in_the_middle_ends_right(recorder: Recorder) -> None:
     """The list is the same before and after; only the ModifyIndex tells that the view is of the moment in between."""
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        query = Query("dc1", "s050")
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            for _ in range(30):
-                consul.flip("s050", "vm-0", "critical")
-                consul.flip("s050", "vm-0", "passing")
-                consul.flip("s050", "vm-0", "critical")
-            assert becomes(recorder, query, status=Status.CRITICAL)
-            settled(consul)
-            assert only(recorder, query).status is Status.CRITICAL
+    query = Query("dc1", "s050")
+    with filled(recorder, 60, connections=12) as (consul, _, _):
+        for _ in range(30):
+            consul.flip("s050", "vm-0", "critical")
+            consul.flip("s050", "vm-0", "passing")
+            consul.flip("s050", "vm-0", "critical")
+        assert becomes(recorder, query, status=Status.CRITICAL)
+        settled(consul)
+        assert only(recorder, query).status is Status.CRITICAL
 
 
 def test_the_services_that_change_get_the_direct_watches(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,37 +347,33 @@ def test_a_first_read_that_aggregate_watches_overtake_is_not_the_last_word(
 ) -> None:
     """Found critical, well again, and only then do the aggregate watches begin; only then is the answer there."""
     monkeypatch.setattr(aggregates, "LINGER_SECONDS", 0.0)
-    with FakeConsul() as consul:
-        queries = fill(consul, 40)
-        query = Query("dc1", "s039")
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            settled(consul)
-            few = frozenset(sorted(queries)[:5])
-            catalog.want((), queries - few)
-            watch = catalog._watches["dc1"]
-            assert eventually(lambda: not watch.status()["aggregate_watches"])
-            assert eventually(lambda: not any(client.connected for client in watch._aggregates.clients), 10)
-            consul.flip("s039", "vm-9", "critical")
-            path = "/v1/health/service/s039"
-            consul.inject(Fault(late=1.5), path=path)
-            consul.inject(Fault(delay=0.7), times=2, path="/v1/health/state/")
-            consul.inject(Fault(delay=0.7), path="/v1/catalog/nodes")
-            found, answer = threading.Event(), consul.answer
+    query = Query("dc1", "s039")
+    with filled(recorder, 40, connections=12) as (consul, catalog, queries):
+        settled(consul)
+        few = frozenset(sorted(queries)[:5])
+        catalog.want((), queries - few)
+        watch = catalog._watches["dc1"]
+        assert eventually(lambda: not watch.status()["aggregate_watches"])
+        assert eventually(lambda: not any(client.connected for client in watch._aggregates.clients), 10)
+        consul.flip("s039", "vm-9", "critical")
+        path = "/v1/health/service/s039"
+        consul.inject(Fault(late=1.5), path=path)
+        consul.inject(Fault(delay=0.7), times=2, path="/v1/health/state/")
+        consul.inject(Fault(delay=0.7), path="/v1/catalog/nodes")
+        found, answer = threading.Event(), consul.answer
 
-            def noted(request: Request) -> tuple[int, dict[str, str], bytes]:
-                made = answer(request)
-                if request.path == path:
-                    found.set()
-                return made
+        def noted(request: Request) -> tuple[int, dict[str, str], bytes]:
+            made = answer(request)
+            if request.path == path:
+                found.set()
+            return made
 
-            consul.answer = noted  # type: ignore[method-assign]
-            catalog.want(few | {q for q in queries if q.service > "s025"})
-            assert found.wait(15)  # and is on its way
-            consul.flip("s039", "vm-9", "passing")
-            expected = [Status.PASSING, Status.CRITICAL, Status.PASSING]
-            assert recorder.wait(lambda: statuses(recorder, query) == expected)
+        consul.answer = noted  # type: ignore[method-assign]
+        catalog.want(few | {q for q in queries if q.service > "s025"})
+        assert found.wait(15)  # and is on its way
+        consul.flip("s039", "vm-9", "passing")
+        expected = [Status.PASSING, Status.CRITICAL, Status.PASSING]
+        assert recorder.wait(lambda: statuses(recorder, query) == expected)
 
 
 def test_an_instance_that_takes_another_name_leaves_the_old_one(recorder: Recorder) -> None:
@@ -417,26 +409,22 @@ def on_address(recorder: Recorder, query: Query, address: str) -> bool:
 
 def test_the_checks_of_an_instance_that_took_another_name_ring_for_it(recorder: Recorder) -> None:
     """They keep the old name: neither the aggregate's entry nor the new service's index says whom they concern."""
-    with FakeConsul() as consul:
-        queries = fill(consul, 40)
-        query = Query("dc1", "s039")
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            renamed = {"ID": "s030-vm-0", "Service": "s039", "Port": 1}
-            consul.change(partial(_Catalog.register, body={"Node": "vm-0", "SkipNodeUpdate": True, "Service": renamed}))
-            assert recorder.wait(lambda: len(recorder.views[query].instances) == 2)
-            assert recorder.wait(lambda: recorder.views[Query("dc1", "s030")] == Known(()))
-            settled(consul)
-            for status in ("critical", "passing"):
-                check = {"CheckID": "check:s030-vm-0", "Name": "t", "Status": status, "ServiceID": "s030-vm-0"}
-                body = {"Node": "vm-0", "SkipNodeUpdate": True, "Check": check}
-                with consul._changed:
-                    consul._catalogs["dc1"].register(body)
-                    consul._catalogs["dc1"].checks["vm-0", "check:s030-vm-0"]["ServiceName"] = "s030"
-                    consul._changed.notify_all()
-                want = {Status(status), Status.PASSING}
-                assert recorder.wait(lambda want=want: {i.status for i in recorder.views[query].instances} == want)  # type: ignore[misc]
+    query = Query("dc1", "s039")
+    with filled(recorder, 40, connections=12) as (consul, _, _):
+        renamed = {"ID": "s030-vm-0", "Service": "s039", "Port": 1}
+        consul.change(partial(_Catalog.register, body={"Node": "vm-0", "SkipNodeUpdate": True, "Service": renamed}))
+        assert recorder.wait(lambda: len(recorder.views[query].instances) == 2)
+        assert recorder.wait(lambda: recorder.views[Query("dc1", "s030")] == Known(()))
+        settled(consul)
+        for status in ("critical", "passing"):
+            check = {"CheckID": "check:s030-vm-0", "Name": "t", "Status": status, "ServiceID": "s030-vm-0"}
+            body = {"Node": "vm-0", "SkipNodeUpdate": True, "Check": check}
+            with consul._changed:
+                consul._catalogs["dc1"].register(body)
+                consul._catalogs["dc1"].checks["vm-0", "check:s030-vm-0"]["ServiceName"] = "s030"
+                consul._changed.notify_all()
+            want = {Status(status), Status.PASSING}
+            assert recorder.wait(lambda want=want: {i.status for i in recorder.views[query].instances} == want)  # type: ignore[misc]
 
 
 def _flip_all(consul: FakeConsul, services: int, stop: threading.Event) -> None:
