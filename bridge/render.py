@@ -292,8 +292,8 @@ def summary_line(report: Report, paint: Paint | None = None) -> str:
         *(paint(f"{_count(n, thing)} {word}", colour) for n, thing, word, colour in others if n),
     ]
     told = [text for text in sums if text]
-    if not s.changes:
-        told.insert(0, "nothing to do" if not (s.held or s.failed or s.conflicts) else "nothing else to do")
+    if not s.changes and not s.failed:
+        told.insert(0, "nothing to do" if not (s.held or s.conflicts) else "nothing else to do")
     return ("dry run: " if report.dry_run else "") + "; ".join(told)
 
 
@@ -529,13 +529,33 @@ def _wrapped(text: str, width: int | None, indent: str = "  ") -> list[str]:
 
 
 def status_table(status: Status, width: int | None = 80, colour: bool = False) -> str:
-    """A row per mirrored service with both sides, then a line of sums, what is held and what could not be read."""
+    """The sums, a row per mirrored service with both sides, what is held and what could not be read.
+
+    The sums come first, and once more below rows that push them off the screen.
+    """
     paint = painter(colour)
-    rows = _status_rows(status, width, paint, status.services, below=True)
-    lines = [*rows, ""] if rows else []
+    rows = _status_rows(status, width, paint, _worst_first(status), below=True)
     held = ["", *_held_section(status.held, width, paint)] if status.held else []
-    text = "\n".join([*lines, _status_sums(status), *held, *_trouble(status.trouble, width, paint)]) + "\n"
-    return notes_text(status.notes, width, colour) + text
+    sums = _status_sums(status) + (f"; {len(status.trouble)} not read" if status.trouble else "")
+    text = "\n".join([
+        sums,
+        "",
+        *notes_text(status.notes, width, colour).splitlines(),
+        *rows,
+        *(["", sums] if len(rows) > SCREEN else []),
+        *held,
+        *_trouble(status.trouble, width, paint),
+    ])  # fmt: skip
+    return text.rstrip() + "\n"
+
+
+SCREEN = 20
+"""Lines that every terminal shows at once."""
+
+
+def _worst_first(status: Status) -> list[ServiceRow]:
+    """What is not in sync before what is."""
+    return sorted(status.services, key=lambda row: (row.mark == ServiceState.IN_SYNC, row.namespace, row.name))
 
 
 def status_screen(status: Status, width: int = 80, height: int = 24, colour: bool = False, note: str = "") -> str:
@@ -551,7 +571,7 @@ def status_screen(status: Status, width: int = 80, height: int = 24, colour: boo
         trouble = ["", *_held_section(status.held, width, paint), *trouble]
     if len(trouble) > max(3, height // 3):
         trouble = [*trouble[: max(3, height // 3) - 1], "..."]
-    chosen = sorted(status.services, key=lambda row: (row.mark == ServiceState.IN_SYNC, row.namespace, row.name))
+    chosen = _worst_first(status)
     room = max(2, height - len(head) - len(trouble) - 3)  # a blank, the titles, the cursor's line
     room -= len(chosen) > room  # a line for what found no room
     lines = [*head, "", *_status_rows(status, width, paint, chosen[:room])]
@@ -774,6 +794,14 @@ def probe_text(probe: Probe, width: int | None = 80, colour: bool = False) -> st
             f"{'':8}{line}" for line in _wrapped(probe.remedy, None if width is None else width - 8, indent="-> ")
         ]
     return "\n".join(lines) + "\n"
+
+
+def probe_sums(probes: Sequence[Probe], colour: bool = False) -> str:
+    """The last line, after probes that may have pushed a failure off the screen: `1 failed, 2 warnings, 20 ok`."""
+    paint, sums = painter(colour), Counter(probe.state for probe in probes)
+    words = {"failed": "failed", "warning": "warning" if sums["warning"] == 1 else "warnings", "ok": "ok"}
+    told = [paint(f"{sums[state]} {word}", _COLOUR_OF[state]) for state, word in words.items() if sums[state]]
+    return f"\n{', '.join(told)}\n"
 
 
 # --------------------------------------------------------------------------- for machines

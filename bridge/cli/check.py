@@ -22,7 +22,7 @@ def check(flags: Mapping[str, Any]) -> int:
         from bridge.oneshot.check import check, check_rules
         from bridge.oneshot.probe import FAILED as BROKEN
         from bridge.oneshot.probe import Probe
-        from bridge.render import probe_text, to_json, to_yaml
+        from bridge.render import probe_sums, probe_text, to_json, to_yaml
 
         page = terminal()
 
@@ -51,4 +51,6 @@ def check(flags: Mapping[str, Any]) -> int:
     if output in ("json", "yaml"):
         data = {"ok": all(p.state != BROKEN for p in probes), "probes": [p.to_json() for p in probes]}
         write(to_json(data) if output == "json" else to_yaml(data))
+    else:
+        write(probe_sums(probes, terminal()[1]))
     return ExitStatus.FAILED if any(p.state == BROKEN for p in probes) else ExitStatus.OK

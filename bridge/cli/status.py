@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 def status(flags: Mapping[str, Any]) -> int:
     """What is mirrored now, and whether both sides agree.
 
+    The first line counts services by state; what is not in sync comes first below it.
+
     Reads Consul and Kubernetes directly and shows what `bridge sync` would do now, holds included; no running bridge is
     needed. (The page and /readyz of a running one show what it holds because of what it saw before.) SINCE is the time
     since the bridge last wrote the service's Endpoints or slices. Exit status: 0 also when something is out of sync, 1

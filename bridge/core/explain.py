@@ -188,6 +188,8 @@ def explain(
             lost_name = tags is not None and bool(claims.winners(target))
             problem = claims.why_lost(query, rule, target) or problem
     target = remembered or target
+    if plan is not None and not plan.changes:
+        problem = problem or next((skipped.reason for skipped in plan.skipped if not skipped.instance), None)
     observed = _observed(current)
     instances = knowledge.instances if isinstance(knowledge, Known) else ()
     own = decide(instances, rule or Rule(), current, resolved, cluster_nodes, waiting)

@@ -283,8 +283,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.NO_SERVICE_PORT: "no instance has a port yet and the rule gives none (`port`): a Service needs one",
     Code.NO_INSTANCES: "Consul shows no instance, and a Service needs a port: name one in the rule (`port`) to have it "
     "made before",
-    Code.NO_USABLE_ADDRESSES: "none of the {count} instances has an address that can be used (each is listed with its "
-    "reason), and a Service needs a port: name one in the rule (`port`) to have it made before",
+    Code.NO_USABLE_ADDRESSES: "no instance has an address that can be used (each is listed with its reason), and a "
+    "Service needs a port: name one in the rule (`port`) to have it made before",
     Code.PEER_EMPTY: "the peer {peer} shows no instance of it: there is no peering of this name, or it does not export "
     "the service (`consul peering list`)",
     Code.NEVER_MIRRORED: "never mirrored: {why}",

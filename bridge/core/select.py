@@ -140,7 +140,7 @@ def unmet(
     found: list[tuple[Choice, Reason]] = []
     mirrored = active(named, tags, kept)
     folded = {tag.lower(): tag for tag in sorted(tags, reverse=True)}
-    there = ", ".join(map(truncate, sorted(tags))) or "none"
+    there = ", ".join(map(truncate, sorted(tags))) or "no tags"
     for choice in named:
         in_full = service.lower() in (pattern.lower() for pattern in choice.rule.services)
         for tag in choice.rule.tags if choice not in mirrored else ():

@@ -133,7 +133,10 @@ def active_datacenter(plan: Plan | None) -> str:
 
 
 def state_detail(state: ServiceState, plan: Plan, waiting: Sequence[Change], holds: Sequence[str]) -> str:
-    """What is behind the state, as far as the plan tells it. `holds`: the guard's reasons as they are to be shown."""
+    """What is behind the state, as far as the plan tells it. `holds`: the guard's reasons as they are to be shown.
+
+    Where nothing is ready, and not for its health, that is what is skipped.
+    """
     match state:
         case ServiceState.CONFLICT:
             return "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
@@ -144,4 +147,15 @@ def state_detail(state: ServiceState, plan: Plan, waiting: Sequence[Change], hol
         case ServiceState.OUT_OF_SYNC:
             return "; ".join(plan.deviations)
         case _:
-            return "; ".join(plan.warnings)
+            return "; ".join((*plan.warnings, *_skips(plan)))
+
+
+def _skips(plan: Plan) -> Sequence[str]:
+    """Of a service without a ready endpoint: the first instance that is skipped, else why there is no Service."""
+    if plan.ready:
+        return ()
+    instances = [skipped for skipped in plan.skipped if skipped.instance]
+    if not instances:
+        return [skipped.reason for skipped in plan.skipped]
+    more = f" (and {len(instances) - 1} more)" if len(instances) > 1 else ""
+    return [f"skipped: {instances[0].instance}: {instances[0].reason}{more}"]

@@ -228,8 +228,8 @@ def _no_service_port(
     ]
     if any(reason is None or reason.code in _WITHOUT_PORT for reason in meant):
         return Reason(Code.NO_SERVICE_PORT)
-    if unusable := len(meant) + sum(len(known.invalid) for _, _, known in sources):
-        return Reason(Code.NO_USABLE_ADDRESSES, count=unusable)
+    if meant or any(known.invalid for _, _, known in sources):
+        return Reason(Code.NO_USABLE_ADDRESSES)
     if (narrowing := next((source for source in sources if source[0].narrows), None)) is not None:
         return _none_selected(Code.NONE_SELECTED, *narrowing)
     peer = next((query.peer for _, query, _ in sources if query.peer), "")

@@ -18,8 +18,20 @@ from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.annotated import Refusal, request_at
 from bridge.core.guard import Guard
-from bridge.core.model import NO_NODES, SERVICE_KINDS, Kind, Knowledge, Listing, Plan, Query, Rule, Target, Unknown
-from bridge.core.reasons import Reason
+from bridge.core.model import (
+    NO_NODES,
+    SERVICE_KINDS,
+    Action,
+    Kind,
+    Knowledge,
+    Listing,
+    Plan,
+    Query,
+    Rule,
+    Target,
+    Unknown,
+)
+from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import Draft, Surroundings, names_at, observe, reconcile
 from bridge.core.rule_matches import unmatched
 from bridge.core.select import Choice, Only
@@ -29,6 +41,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.lease_api import holder
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
+from bridge.kube.permissions import NamespaceState, namespace_states
 from bridge.kube.reads import list_once, read_slices_again
 from bridge.kube.store import Store
 from bridge.pipeline.deviation_window import DeviationWindow
@@ -152,6 +165,19 @@ class Loaded:
             retry or self.options.retry,
             self.stop,
         )
+
+    def absent_namespaces(self, plans: Iterable[Plan]) -> dict[str, Reason]:
+        """Namespaces in which something would be made and that do not exist, as far as we may look."""
+        wanted = sorted({p.target.namespace for p in plans if any(c.action is Action.CREATE for c in p.writes)})
+        try:
+            states = namespace_states(self.client, wanted)
+        except BridgeError:
+            return {}
+        return {
+            name: Reason(Code.NAMESPACE_ABSENT, namespace=name)
+            for name, state in states.items()
+            if state is NamespaceState.ABSENT
+        }
 
     def whole_cluster(self) -> Store | None:
         """All objects of our owner id in the cluster, whatever namespaces are served; None when they cannot be read."""

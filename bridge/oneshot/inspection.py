@@ -9,7 +9,7 @@ and /readyz show that.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -136,6 +136,7 @@ class _Inspection:
         self.loaded = loaded
         self._waited = False
         self._plans: dict[Target, Plan] = {}
+        self._absent: Mapping[str, Reason] = {}
         self._planner = loaded.planner(Guard(loaded.options.guard))
         self._about: frozenset[Query] | None = None
         self._mirror_trouble = ""
@@ -286,6 +287,7 @@ class _Inspection:
     def _plan_again(self, targets: Collection[Target]) -> None:
         self._planner, plans = self.loaded.plan_all(targets, window=DeviationWindow(time.monotonic, 0.0))
         self._plans = {plan.target: plan for plan in plans}
+        self._absent = self.loaded.absent_namespaces(plans)
 
     def held(self) -> tuple[HeldRow, ...]:
         """All that the guard holds, in order of the targets."""
@@ -303,6 +305,8 @@ class _Inspection:
             detail = f"namespace {target.namespace} could not be read; what is there stays"
         elif plan is None:
             detail = "Consul could not be asked; what is there stays"
+        elif target.namespace in self._absent:
+            detail = self._absent[target.namespace]
         else:
             detail = state_detail(state, plan, plan.writes, list(map(hold_text, plan.held)))
         return service_row(self._planner, target, queries, plan, current, state, detail, _since(current))
@@ -338,6 +342,8 @@ class _Inspection:
         )
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=Reason(Code.NOT_READ, what=datacenter, why=listing.reason))
+        if at is not None and at.namespace in self._absent:
+            explanation = replace(explanation, warnings=(self._absent[at.namespace], *explanation.warnings))
         return explanation
 
 

@@ -25,7 +25,7 @@ class Probe:
             "probe": self.name,
             "state": self.state,
             "detail": self.detail,
-            "mend": self.remedy,
+            "remedy": self.remedy,
         }
 
 

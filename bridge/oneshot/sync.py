@@ -15,7 +15,6 @@ from bridge.core.reconcile import names_at
 from bridge.core.select import Only
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError
 from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.permissions import NamespaceState, namespace_states
 from bridge.kube.writer import Writer
 from bridge.oneshot.inputs import Loaded, Sides, load
 from bridge.oneshot.rights import missing_rights
@@ -58,8 +57,8 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
         report = _report(outcomes, planner, doubts, dry_run=True)
         if options.dry_run:
-            absent = _absent_namespaces(loaded.client, plans)
-            report = replace(report, warnings=tuple(sorted((*report.warnings, *absent))))
+            absent = {WarningRow(name, "", "", "", why) for name, why in loaded.absent_namespaces(plans).items()}
+            report = replace(report, warnings=tuple(sorted({*report.warnings, *absent})))
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
         writer = Writer(loaded.client)
@@ -107,20 +106,6 @@ def _doubts(loaded: Loaded) -> list[WarningRow]:
         WarningRow(at.namespace, at.name, choice.query.service, choice.query.datacenter, reason)
         for choice, reason in loaded.unmet()
         if isinstance(at := choice.target, Target)
-    ]
-
-
-def _absent_namespaces(client: KubeClient, plans: Sequence[Plan]) -> list[WarningRow]:
-    """Namespaces in which something would be made and that do not exist, as far as we may look."""
-    wanted = sorted({p.target.namespace for p in plans if any(c.action is Action.CREATE for c in p.writes)})
-    try:
-        states = namespace_states(client, wanted)
-    except BridgeError:
-        return []
-    return [
-        WarningRow(name, "", "", "", Reason(Code.NAMESPACE_ABSENT, namespace=name))
-        for name, state in states.items()
-        if state is NamespaceState.ABSENT
     ]
 
 

@@ -60,7 +60,7 @@ def with_rules(lab: Lab, rules: tuple[str, ...]) -> dict[str, str]:
 def probe(result: Result) -> tuple[str, str]:
     """State and remedy of what check says of the token."""
     (found,) = (p for p in result.json["probes"] if p["probe"] == "token in dc1")
-    return found["state"], found["mend"]
+    return found["state"], found["remedy"]
 
 
 def ready(kube: RawKube, namespace: str) -> list[tuple[str, int]]:

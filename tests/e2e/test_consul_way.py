@@ -247,7 +247,7 @@ def test_a_login_that_is_refused_says_what_to_look_at(
     (found,) = (p for p in run.json["probes"] if p["probe"] == "consul reachable")
     assert (run.status, found["state"]) == (1, "failed")
     assert said in found["detail"]
-    assert found["mend"] == "consul acl auth-method read; consul acl binding-rule list"
+    assert found["remedy"] == "consul acl auth-method read; consul acl binding-rule list"
 
 
 def projected_token(kube: RawKube, account: str, audience: str = "") -> str:
@@ -425,7 +425,7 @@ def reachable(lab: Lab, address: str, **env: str) -> tuple[str, str, str]:
     """What check says of Consul: state, detail and remedy."""
     run = bridge("check", "-o", "json", env=environment(address, lab.kubeconfig, **env))
     (found,) = (p for p in run.json["probes"] if p["probe"] == "consul reachable")
-    return found["state"], found["detail"], found["mend"]
+    return found["state"], found["detail"], found["remedy"]
 
 
 def test_check_names_the_remedy_that_fits_the_cause(lab: Lab, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -28,7 +27,6 @@ from tests.support.demo.terminal import (
     assert_nothing_is_left,
     checkout,
     headings,
-    left,
     terminal,
 )
 from tests.support.lab import TOOLS, Lab, LabError, binaries, free_port
@@ -136,23 +134,6 @@ def test_it_stays_up_for_the_page_until_ctrl_c(tmp_path: Path) -> None:
     assert ("\x1b" in text, "Traceback" in text) == (False, False)
     assert text.rstrip().splitlines()[-2].endswith("nothing is left")
     assert_nothing_is_left(tmp_path)
-
-
-def test_a_kill_from_outside_leaves_no_process_either(tmp_path: Path, eventually: Eventually) -> None:
-    """`timeout`, or a CI job that ends, sends SIGTERM to one process alone; no terminal hangs up on the rest."""
-    (tmp_path / "tmp").mkdir()
-    running = subprocess.Popen(
-        [sys.executable, "-B", "-m", "tests.support.demo", "--stay"],
-        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "LAB_PROVIDER": "embedded"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    with running:
-        assert running.stdout is not None
-        assert any("the page: http" in line for line in running.stdout), "it ended early"
-        assert left(tmp_path)[0]
-        running.terminate()
-        assert running.wait(10) == -signal.SIGTERM
-        eventually(lambda: left(tmp_path)[0], [])
 
 
 def test_it_runs_on_given_servers_and_leaves_nothing_on_them(

@@ -45,7 +45,7 @@ def test_with_several_namespaces_nothing_is_filled_before_it_is_granted(
     assert (result.status, result.json["changes"]) == (0, [])
     probes = bridge("check", "--config", str(file), "-o", "json", env=env).json["probes"]
     found = {probe["probe"]: probe for probe in probes}
-    assert "guard.allow_cidrs" in found["networks"]["mend"]
+    assert "guard.allow_cidrs" in found["networks"]["remedy"]
     assert "grants nothing" in found["grants"]["detail"]
     detail = found["annotated Services"]["detail"]
     assert f"no grant in `annotated` lets namespace {other} ask for {prefix}pg in" in detail
@@ -176,7 +176,7 @@ def test_without_the_right_to_read_labels_nothing_new_is_filled_and_it_is_report
     found = {probe["probe"]: probe for probe in probes}
     (probe,) = (found["labels of namespaces"],)
     assert (probe["state"], "list namespaces, watch namespaces" in probe["detail"]) == ("failed", True)
-    assert "namespaceLabels" in probe["mend"]
+    assert "namespaceLabels" in probe["remedy"]
     assert "labels, which a `namespace_selector` needs, are not known" in found["annotated Services"]["detail"]
 
     rich = environment(lab.consul.address, lab.kubeconfig)
@@ -278,7 +278,7 @@ def test_annotated_services_do_not_lead_to_the_clusters_nodes(
         assert probes["addresses of the cluster's nodes"]["state"] == "ok"
         settings(file, namespace, other, annotated=[{}])
         probes = {p["probe"]: p for p in bridge("check", "--config", str(file), "-o", "json", env=poor).json["probes"]}
-        assert "manifests/components/node-addresses" in probes["addresses of the cluster's nodes"]["mend"]
+        assert "manifests/components/node-addresses" in probes["addresses of the cluster's nodes"]["remedy"]
     finally:
         consul.drop_node(node)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import Eventually
 from tests.support.demo.terminal import (
     ESCAPE,
     ROOT,
@@ -16,6 +18,7 @@ from tests.support.demo.terminal import (
     assert_nothing_is_left,
     checkout,
     headings,
+    left,
     terminal,
 )
 
@@ -81,3 +84,20 @@ def test_ctrl_c_leaves_no_stand_in_either(tmp_path: Path) -> None:
         assert shown.process.wait(SECONDS) == 130, text
     assert "Traceback" not in text
     assert_nothing_is_left(tmp_path)
+
+
+def test_a_kill_from_outside_leaves_no_process_either(tmp_path: Path, eventually: Eventually) -> None:
+    """`timeout`, or a CI job that ends, sends SIGTERM to one process alone; no terminal hangs up on the rest."""
+    (tmp_path / "tmp").mkdir()
+    running = subprocess.Popen(
+        [sys.executable, "-B", "-m", "tests.support.demo", "--stay"],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "LAB_PROVIDER": "embedded"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with running:
+        assert running.stdout is not None
+        assert any("the page: http" in line for line in running.stdout), "it ended early"
+        assert left(tmp_path)[0]
+        running.terminate()
+        assert running.wait(10) == -signal.SIGTERM
+        eventually(lambda: left(tmp_path)[0], [])

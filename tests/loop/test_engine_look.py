@@ -107,6 +107,35 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
         yield Harness(consul, kube, tmp_path)
 
 
+# --------------------------------------------------------------------------- what cannot be made
+
+
+def test_a_namespace_that_does_not_exist_is_the_reason_that_is_given(harness: Harness) -> None:
+    """In the row and by `explain`, as by a dry run; where it may not be looked at, what is to be written."""
+    harness.rules = (Rule(to=Destination(namespace="nosuch")),)
+    harness.register(1)
+    reason = "namespace nosuch does not exist: kubectl create namespace nosuch"
+    assert [row.detail for row in harness.status().services] == [reason]
+    assert [found.warnings for found in harness.explain("s0")] == [(reason,)]
+    harness.kube.forbid("admin", "get", "namespaces", "*")
+    assert [row.detail for row in harness.status().services] == [
+        "create Service, create EndpointSlice, create Endpoints"
+    ]
+    assert [found.warnings for found in harness.explain("s0")] == [()]
+
+
+def test_a_service_that_is_not_made_says_why(harness: Harness) -> None:
+    """Its only instance cannot be reached and the rule gives no port: nothing is the right content, and no success."""
+    harness.consul.register("web", "vm-1", "127.0.0.1", 80)
+    harness.sync()
+    (row,) = harness.status().services
+    assert row.mark == "no_ready_endpoint"
+    assert row.detail.startswith("skipped: vm-1/web-vm-1: 127.0.0.1 is a loopback address")
+    (explanation,) = harness.explain("web")
+    assert explanation.problem.startswith("no instance has an address that can be used")
+    assert "Kubernetes holds exactly this" not in explanation_text(explanation)
+
+
 # --------------------------------------------------------------------------- what is held
 
 

@@ -93,6 +93,17 @@ def test_status_has_both_sides_and_a_line_of_sums() -> None:
     assert status_table(Status(())) == "nothing is mirrored\n"
 
 
+def test_the_first_line_of_status_says_whether_anything_is_wrong() -> None:
+    """What is not in sync stands before what is; below a long table the sums are repeated, where the prompt is."""
+    short, long = (Status((*(row(f"app-{n:02}") for n in range(count)), row("web", "conflict"))) for count in (3, 40))
+    lines = status_table(replace(short, notes=("a rule matches nothing",)), 100).splitlines()
+    assert (lines[0], lines[2]) == ("3 in sync, 1 conflict", "a rule matches nothing")
+    assert [line.split()[0] for line in lines[4:]] == ["SERVICE", "web", "app-00", "app-01", "app-02"]
+    lines = status_table(long, 100).splitlines()
+    assert (lines[0], lines[-2:]) == ("40 in sync, 1 conflict", ["", "40 in sync, 1 conflict"])
+    assert status_table(STATUS, 100).startswith("1 in sync, 1 out of sync, 1 held, 1 unknown; 1 not read\n")
+
+
 def test_the_datacenter_that_carries_the_traffic_is_named_and_why() -> None:
     """Once: where it is not the first, that is a warning as well."""
     one = replace(row(), active_datacenter="fra")
@@ -378,7 +389,7 @@ def test_status_says_its_notes_first(run: Run, monkeypatch: pytest.MonkeyPatch) 
     """In the table, on the screen of --watch and as data."""
     noted = replace(STATUS, notes=("no rules are given",))
     stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", noted)
-    assert run("status").stdout.startswith("no rules are given\n\n")
+    assert run("status").stdout.splitlines()[1:4] == ["", "no rules are given", ""]
     assert json.loads(run("status", "-o", "json").stdout)["notes"] == ["no rules are given"]
     assert "no rules are given" in status_screen(noted, 80, 24)
 
@@ -408,13 +419,16 @@ def test_a_probe_is_a_line_and_what_mends_it() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("probes", "code"), [(PROBES, 1), (PROBES[:2], 0)])
+@pytest.mark.parametrize(
+    ("probes", "code", "sums"), [(PROBES, 1, "1 failed, 1 warning, 1 ok"), (PROBES[:2], 0, "1 warning, 1 ok")]
+)
 def test_check_fails_when_a_probe_does(
-    probes: list[Probe], code: int, run: Run, monkeypatch: pytest.MonkeyPatch
+    probes: list[Probe], code: int, sums: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warnings do not."""
+    """Warnings do not. The last line counts what the lines above may have pushed off the screen."""
     stand_in(monkeypatch, "bridge.oneshot.check.check", probes)
-    assert run("check").exit_code == code
+    result = run("check")
+    assert (result.exit_code, result.stdout.splitlines()[-2:]) == (code, ["", sums])
     data = json.loads(run("check", "-o", "json").stdout)
     assert data["ok"] is (code == 0)
     assert data["probes"] == [p.to_json() for p in probes]

@@ -363,7 +363,7 @@ def test_tags_of_a_rule_that_look_like_a_mistake(
     assert [reason.code for _, reason in found] == expected
     assert all("blue, s3" in reason for _, reason in found if reason.code is Code.TAG_ABSENT)
     assert [reason for _, reason in select.unmet("web", named, frozenset())] == (
-        [f"no instance has the tag {tag!r}; there are none" for tag in wanted]
+        [f"no instance has the tag {tag!r}; there are no tags" for tag in wanted]
         if "web" in map(str.lower, services)
         else []
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Action, ActiveDatacenter, Change, Conflict, Held, Kind, Plan
+from bridge.core.model import Action, ActiveDatacenter, Change, Conflict, Held, Kind, Plan, Skipped
 from bridge.core.reasons import Code, Reason
 from bridge.core.service_state import (
     ServiceRow,
@@ -99,6 +99,21 @@ def test_a_row_in_json_says_the_state_in_the_words_of_the_metrics() -> None:
         "state": "out_of_sync", "no_ready_endpoint": False, "slices_deviate": True, "active_datacenter": None,
         "since": None, "reasons": [], "detail": "",
     }  # fmt: skip
+
+
+def test_the_detail_of_a_service_without_ready_endpoint_is_what_is_skipped() -> None:
+    """The first instance, with its reason; where there is none, why no Service is made. Not where traffic flows."""
+    loopback = Reason(Code.ADDRESS_LOOPBACK, address="127.0.0.1")
+    instances = tuple(Skipped("web", f"vm-{n}/web", loopback) for n in (1, 2))
+    whole = Skipped("web", "", Reason(Code.NO_INSTANCES))
+    silent = replace(CALM, warnings=())
+
+    def detail(ready: int, *skipped: Skipped) -> str:
+        return state_detail(ServiceState.IN_SYNC, replace(silent, ready=ready, skipped=skipped), (), ())
+
+    assert detail(0, whole, *instances) == f"skipped: vm-1/web: {loopback} (and 1 more)"
+    assert detail(0, whole) == whole.reason
+    assert (detail(0), detail(1, *instances)) == ("", "")
 
 
 @pytest.mark.parametrize(
