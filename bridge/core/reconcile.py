@@ -507,7 +507,7 @@ def _unanswered(names: Sequence[str]) -> Reason:
 
 def _is_leaving(source: Source, inputs: Inputs) -> bool:
     """Whether a service has left Consul: its objects are kept for the grace period, and none is created any more."""
-    missing = name_of(source.query) in inputs.missing
+    missing = name_of(source.query) in inputs.missing and not source.rule.unlisted
     return missing and not (source.known.instances or source.known.acl_filtered or source.unread)
 
 

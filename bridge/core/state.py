@@ -180,7 +180,8 @@ class ConsulState:
             changed |= self._leave((datacenter, service), now)
         if first:
             for name in [n for n in self._owned_by if n[0] == datacenter and n[1] not in listing.services]:
-                changed |= self._leave(name, now)
+                if self._is_owned_from_here(name):
+                    changed |= self._leave(name, now)
         return changed
 
     def on_view(self, query: Query, state: Knowledge, now: float = 0.0) -> set[Target]:
@@ -215,7 +216,7 @@ class ConsulState:
         for name in names:
             self._owned_by.setdefault(name, set()).add(target)
             self._touched.add(Query(*name))
-            if self.is_missing(name):
+            if self.is_missing(name) and not self._is_of_elsewhere(target, name):
                 self._leaving.setdefault(name, now)
         changed = self._choose_again((*before, *names), now)
         if not self._assignments.winners(target):
@@ -350,7 +351,19 @@ class ConsulState:
         chosen = self.chosen(name)
         if query in self._feeds or any(choice.query == query for choice in (*chosen, *self._unlisted)):
             return True
-        return not chosen and name in self._owned_by and query.datacenter in self.datacenters and query == Query(*name)
+        remembered = not chosen and query.datacenter in self.datacenters and query == Query(*name)
+        return remembered and self._is_owned_from_here(name)
+
+    def _is_owned_from_here(self, name: Name) -> bool:
+        """Whether objects of ours came from a service that is listed or was."""
+        return any(not self._is_of_elsewhere(target, name) for target in self._owned_by.get(name, ()))
+
+    def _is_of_elsewhere(self, target: Target, name: Name) -> bool:
+        """Whether what is at a target came from a service of this name in a place that is not listed.
+
+        Objects do not say which place; the rules do. Whether the name is listed says nothing about such a service.
+        """
+        return any(rule.unlisted and name_of(query) == name for query, rule in self._assignments.winners(target))
 
     def pending_reads(self) -> frozenset[Query]:
         """Wanted services that Consul has neither answered nor failed for yet."""
@@ -556,8 +569,16 @@ class ConsulState:
         return listing is not None and name[1] in listing.services
 
     def missing(self, datacenter: str, targets: Collection[Target]) -> tuple[int, int]:
-        """How many of the services that Kubernetes remembers at `targets` a datacenter lacks, of how many."""
-        names = {n for target in targets for n in self._owned.get(target, ()) if n[0] == datacenter}
+        """How many of the services that Kubernetes remembers at `targets` a datacenter lacks, of how many.
+
+        Those of places that are not listed are not among them.
+        """
+        names = {
+            name
+            for target in targets
+            for name in self._owned.get(target, ())
+            if name[0] == datacenter and not self._is_of_elsewhere(target, name)
+        }
         return sum(self.is_missing(name) for name in names), len(names)
 
     def is_missing(self, name: Name) -> bool:
@@ -708,7 +729,7 @@ class ConsulState:
         self._feeds.setdefault(query, set()).add(target)
         self._orphaned.pop(target, None)
         self._unsubscribed.discard(target)
-        self._touched.add(query)
+        self._touched.update((query, Query(*name_of(query))))
 
     def _withdraw(self, query: Query, target: Target, now: float, *, annotated: bool, order: int = 0) -> None:
         """Withdraw one claim; a query may hold several on one target."""
@@ -720,7 +741,7 @@ class ConsulState:
                 self._feeds.pop(query, None)
         if target in self._owned and not self._assignments.winners(target):
             self._orphan(target, now)
-        self._touched.add(query)
+        self._touched.update((query, Query(*name_of(query))))
 
     def _orphan(self, target: Target, since: float) -> None:
         self._orphaned.setdefault(target, _Orphan(since, since))

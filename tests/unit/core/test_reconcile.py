@@ -239,6 +239,16 @@ def test_what_leaves_is_not_made_any_more() -> None:
     assert plan_of(consul_state, Current(TARGET)).changes == ()
 
 
+def test_a_service_of_another_place_does_not_leave_with_its_last_instance() -> None:
+    """It is in no listing, so it stays as one whose instances all went: what was deleted of it is made again."""
+    imported = replace(rule(), services=("radosgw",), datacenters=("dc1",), peer="cloud", unlisted=True)
+    consul_state = state(rules=(imported,))
+    consul_state.on_listing("dc1", Listing({}), 1.0)
+    consul_state.on_view(replace(WEB, peer="cloud"), Known(()))
+    plan = plan_of(consul_state, Current(TARGET, service()))
+    assert [(change.action, change.kind) for change in plan.writes] == [(Action.CREATE, Kind.ENDPOINTS)]
+
+
 def test_what_the_control_plane_mirrored_is_asked_for_once_it_is_needed() -> None:
     """Our slices go when the mirror carries the same; when it cannot be seen they stay."""
     asked: list[Target] = []

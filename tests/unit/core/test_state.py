@@ -645,6 +645,47 @@ def test_a_rule_about_another_namespace_is_asked_for_by_name_and_nothing_listed_
     assert (made.replace_rules(RULES, 1.0), made.sources(target)) == ({target, HERE, Target("apps", "db")}, ())
 
 
+CLOUD = Target("apps", "cloud-db")
+IMPORTED = Rule(
+    services=("db",),
+    datacenters=("dc1",),
+    peer="cloud",
+    unlisted=True,
+    to=Destination(namespace="apps", name=CLOUD.name),
+)
+
+
+@pytest.mark.parametrize("first", ["the listing", "the objects"])
+def test_what_is_listed_here_says_nothing_about_a_service_of_another_place(first: str) -> None:
+    """It is neither missing, as after a rebuild of Consul, nor read under its name here."""
+    made, imported = ConsulState((IMPORTED, *RULES), ["dc1"], 30.0), Query("dc1", "db", peer="cloud")
+    if first == "the listing":
+        made.on_listing("dc1", listing("web"), 0.0)
+    made.record_owned(CLOUD, [("dc1", "db")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
+    made.on_listing("dc1", listing("web"), 0.0)
+    wanted: set[Query] = set(made.wanted())
+    assert (made.missing("dc1", {CLOUD, HERE}), wanted) == ((0, 1), {imported, WEB})
+    made.on_view(imported, known("10.1.0.1"))
+    assert made.expire(100.0) == set()
+    made.record_owned(Target("apps", "db"), [("dc1", "db")], 100.0)
+    assert (made.missing("dc1", made.targets()), Query("dc1", "db") in made.wanted()) == ((1, 2), True)
+
+
+def test_what_came_from_another_place_goes_with_its_rule() -> None:
+    """As soon as it is certain that nothing of its name is meant here."""
+    made, imported = ConsulState((IMPORTED,), ["dc1"], 30.0), Query("dc1", "db", peer="cloud")
+    made.on_listing("dc1", listing(), 0.0)
+    made.record_owned(CLOUD, [("dc1", "db")], 0.0)
+    made.on_view(imported, known("10.1.0.1"))
+    made.commit_subscriptions()
+    assert made.replace_rules((), 1.0) == {CLOUD}
+    added, removed = map(list, made.commit_subscriptions())
+    assert (added, removed) == ([Query("dc1", "db")], [imported])
+    made.on_view(Query("dc1", "db"), Known(()))
+    assert (made.removable(CLOUD, 30.0), made.removable(CLOUD, 31.0)) == (False, True)
+
+
 def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled() -> None:
     """A grant that is withdrawn, and one that is given again: each is a change, once."""
     made = consul_state("web", rules=())
