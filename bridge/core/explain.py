@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bridge.core import select
+from bridge.core.instances import Disposition, InstanceDecision, Resolved, choose_address, decide, instance_name
 from bridge.core.model import (
     NO_NODES,
     NO_PORTS,
@@ -38,15 +39,7 @@ from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason, code_of, codes_of
 from bridge.core.redact import redacted
 from bridge.core.slice_union import MIRRORING_CONTROLLER
-from bridge.core.translate import (
-    Disposition,
-    InstanceDecision,
-    Resolved,
-    choose_address,
-    decide,
-    instance_name,
-    name_endpoints,
-)
+from bridge.core.translate import name_endpoints
 
 Observed = dict[tuple[str, int], bool]
 """(address, port) pairs in Kubernetes, and whether they are ready in any object."""

@@ -24,7 +24,7 @@ stop being ready: only that bridge knows what it has seen go within the minute, 
 | holds it, and charges it to nothing |
 | anything else | lets it pass |
 
-What a rule's `min_ready` keeps ready (`translate`) does not stop being ready, so nothing of it is counted here: that is
+What a rule's `min_ready` keeps ready (`instances`) does not stop being ready, so nothing of it is counted here: that is
 a service's own minimum, at any time and without a hold.
 
 What comes back (or is replaced) at a target within the minute counts against what went there, so a service that is

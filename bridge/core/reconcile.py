@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from bridge.core import failover, ownership, release, translate
+from bridge.core import failover, instances, ownership, release, translate
 from bridge.core import plan as planning
 from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
 from bridge.core.guard import Verdict
+from bridge.core.instances import Disposition, InstanceDecision
 from bridge.core.model import (
     NO_NODES,
     Action,
@@ -50,7 +51,6 @@ from bridge.core.normalize import some_of, truncate
 from bridge.core.reasons import Code, Reason
 from bridge.core.select import query_of
 from bridge.core.state import ConsulState, Name, Source, name_of
-from bridge.core.translate import Disposition, InstanceDecision
 from bridge.core.values import dataclass
 
 Resolve = Callable[[Target, Collection[str]], Mapping[str, tuple[str, ...]]]
@@ -198,7 +198,7 @@ def names_at(current: Current) -> tuple[Name, ...]:
 
 def host_names(sources: Iterable[Source]) -> set[str]:
     """Names that stand where an address should, of all the services behind a target."""
-    return {name for s in sources for name in translate.host_names(s.known.instances, s.rule)}
+    return {name for s in sources for name in instances.host_names(s.known.instances, s.rule)}
 
 
 def _not_asked(state: ConsulState, target: Target) -> Reason | None:
@@ -365,7 +365,7 @@ def _choose(
     scope = planning.scope_of(current, options.owner)
     candidates = []
     for source in sources:
-        decisions = translate.decide(
+        decisions = instances.decide(
             source.known.instances, source.rule, current, resolved, around.nodes, source.waiting
         )
         datacenter, unanswered = source.query.datacenter, host_names([source]) - resolved.keys()
@@ -470,14 +470,14 @@ def _end_of_filled(
 
 
 def _may_be_meant(
-    plan: Plan, sources: Sequence[Source], current: Current, around: Surroundings, resolved: translate.Resolved
+    plan: Plan, sources: Sequence[Source], current: Current, around: Surroundings, resolved: instances.Resolved
 ) -> bool:
     """Whether what is lost at a target may be what its rules mean: Consul still has it, as far as it shows that."""
     if not plan.removed and not plan.deselected:
         return False
     everything = [(s.known.instances, replace(s.rule, tags=(), meta=())) for s in sources]
     decisions = [
-        d for found, rule in everything for d in translate.decide(found, rule, current, resolved, around.nodes)
+        d for found, rule in everything for d in instances.decide(found, rule, current, resolved, around.nodes)
     ]
     registered = {endpoint.address for decision in decisions for _, endpoint in decision.endpoints}
     filtered = any(source.query.filter and not source.known.instances for source in sources)

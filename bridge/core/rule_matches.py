@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from bridge.core import select
+from bridge.core.instances import selects
 from bridge.core.lookup import near
 from bridge.core.model import Instance, Rule, Target
 from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason
-from bridge.core.translate import selects
 
 
 class RuleMatches:

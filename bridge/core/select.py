@@ -32,7 +32,7 @@ def excluded(service: str, tags: Collection[str]) -> Reason | None:
     """Why a service is never mirrored, whatever the rules say; None when it may be.
 
     Only names decide here. Tags prove nothing: people tag what runs FOR a Kubernetes cluster (its etcd, its balancer)
-    like what comes FROM one. What came from a cluster carries meta, and that is each instance's own: `translate`
+    like what comes FROM one. What came from a cluster carries meta, and that is each instance's own: `instances`
     leaves such instances out, and Connect proxies by their kind.
     """
     del tags

@@ -31,6 +31,7 @@ from dataclasses import replace
 
 from bridge.core import select
 from bridge.core.annotated import Refusal
+from bridge.core.instances import treatment_of
 from bridge.core.model import (
     Instance,
     Knowledge,
@@ -47,7 +48,6 @@ from bridge.core.model import (
 )
 from bridge.core.reasons import Code, Reason
 from bridge.core.rule_matches import RuleMatches, selection, unmatched
-from bridge.core.translate import treatment_of
 from bridge.core.values import dataclass
 
 Name = tuple[str, str]

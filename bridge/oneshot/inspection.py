@@ -19,12 +19,12 @@ from typing import Any, Unpack
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
+from bridge.core.instances import host_names
 from bridge.core.lookup import Meant, meant
 from bridge.core.model import Current, Known, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
-from bridge.core.translate import host_names
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.store import Store
 from bridge.oneshot.inputs import Loaded, Sides, load

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.core import explain, normalize, ownership, select
+from bridge.core.instances import host_names
 from bridge.core.mirroring import may_refuse, why_not_mirrored
 from bridge.core.model import (
     Action,
@@ -43,7 +44,7 @@ from bridge.core.model import (
     Treatment,
 )
 from bridge.core.plan import plan, retain
-from bridge.core.translate import host_names, translate
+from bridge.core.translate import translate
 from tests.unit.core.builders import (
     OUTPUTS,
     OWNER,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.annotated import Refusal, missing
+from bridge.core.instances import selects
 from bridge.core.model import (
     Combine,
     Destination,
@@ -25,7 +26,6 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.core.state import ConsulState
-from bridge.core.translate import selects
 from bridge.pipeline.scope import anchored
 
 WEB = Query("dc1", "web")

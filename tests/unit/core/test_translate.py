@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bridge.core.instances import Disposition, choose_address, decide, host_names, ready_now
 from bridge.core.model import (
     Amount,
     Bounds,
@@ -31,7 +32,7 @@ from bridge.core.model import (
 )
 from bridge.core.ownership import derived, label_value, origins, ownership_labels
 from bridge.core.reasons import Code, Reason, codes_of
-from bridge.core.translate import Disposition, Translation, choose_address, decide, host_names, ready_now, translate
+from bridge.core.translate import Translation, translate
 from tests.unit.core.builders import (
     QUERY,
     TARGET,

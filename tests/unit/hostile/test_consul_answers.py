@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bridge.consul import decode, wire
 from bridge.consul.client import Answer
 from bridge.core import explain, select
+from bridge.core.instances import host_names
 from bridge.core.model import (
     ClusterNodes,
     Current,
@@ -30,7 +31,7 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.core.plan import plan
-from bridge.core.translate import host_names, translate
+from bridge.core.translate import translate
 from bridge.errors import TransientError
 from bridge.kube import objects
 from tests.unit.consul.builders import answer, read
