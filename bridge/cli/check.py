@@ -22,7 +22,8 @@ def check(flags: Mapping[str, Any]) -> int:
         from bridge.oneshot.check import check, check_rules
         from bridge.oneshot.probe import FAILED as BROKEN
         from bridge.oneshot.probe import Probe
-        from bridge.render import probe_sums, probe_text, to_json, to_yaml
+        from bridge.render.formats import to_json, to_yaml
+        from bridge.render.inspections import probe_sums, probe_text
 
         page = terminal()
 

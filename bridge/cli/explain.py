@@ -25,7 +25,8 @@ def explain(flags: Mapping[str, Any], consul_service: Service) -> int:
     settings = load(flags)
     with reading() as (progress, stop), consul_of(settings) as consul:
         from bridge.oneshot.inspection import explain_once
-        from bridge.render import explanation_text, notes_text, to_json, to_yaml, trouble_text
+        from bridge.render.formats import to_json, to_yaml
+        from bridge.render.inspections import explanation_text, notes_text, trouble_text
 
         explained = explain_once(
             consul_service,

@@ -75,7 +75,7 @@ def purge(flags: Mapping[str, Any]) -> int:
 
 def _show(report: Report, output: str) -> None:
     """How much of what goes, or the report in another format."""
-    from bridge.render import purge_text
+    from bridge.render.reports import purge_text
 
     if output == "table":
         write(purge_text(report, *terminal()))

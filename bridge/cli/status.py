@@ -30,7 +30,8 @@ def status(flags: Mapping[str, Any]) -> int:
     output = output_of(settings)
     with reading() as (progress, stop), consul_of(settings) as consul:
         from bridge.oneshot.inspection import status_once
-        from bridge.render import status_table, to_json, to_yaml
+        from bridge.render.formats import to_json, to_yaml
+        from bridge.render.inspections import status_table
 
         rules = rules_of(settings)
 
@@ -66,7 +67,8 @@ def _watch_status(
     import time
     from dataclasses import replace
 
-    from bridge.render import status_screen, status_table, to_yaml
+    from bridge.render.formats import to_yaml
+    from bridge.render.inspections import status_screen, status_table
 
     status: Status | None = None
     while not stop.is_set():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """To standard error, without control characters; a closed pipe is no error."""
-    from bridge.render import clean
+    from bridge.render.layout import clean
 
     try:
         sys.stderr.write("\n".join(map(clean, text.split("\n"))) + "\n")
@@ -54,7 +54,7 @@ def terminal() -> tuple[int | None, bool]:
 
 def show(report: Report, output: str, every: bool = False) -> None:
     """The report in the wanted format; `every`: the table with services that stay as they are."""
-    from bridge.render import render
+    from bridge.render.reports import render
 
     width, colour = terminal()
     write(render(report, output, width, colour, every=every))
@@ -111,7 +111,7 @@ class Progress:
 
 def say_trouble(report: Report, output: str) -> None:
     """Failures and holds on standard error, unless the report on the same stream has just said them."""
-    from bridge.render import failed_lines, held_lines
+    from bridge.render.reports import failed_lines, held_lines
 
     if is_one_stream() and output != "diff":
         return

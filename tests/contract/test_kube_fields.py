@@ -38,7 +38,7 @@ from bridge.core.translate import translate
 from bridge.errors import PermanentError
 from bridge.kube import objects
 from bridge.kube.writer import Writer
-from bridge.render import body_lines, diff
+from bridge.render.diff import body_lines, diff
 from bridge.report import Outcome
 from tests.contract.sides import BOTH, kube_side
 from tests.support.raw import RawKube

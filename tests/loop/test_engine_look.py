@@ -17,7 +17,7 @@ from bridge.core.model import Adopt, Destination, Output, Rule
 from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import Explained, Status, explain_once, status_once
 from bridge.oneshot.sync import sync_once
-from bridge.render import explanation_text
+from bridge.render.inspections import explanation_text
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul

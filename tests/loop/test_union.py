@@ -23,7 +23,7 @@ from bridge.oneshot import inputs
 from bridge.oneshot.check import check
 from bridge.oneshot.inspection import explain_once, status_once
 from bridge.oneshot.sync import sync_once
-from bridge.render import explanation_text
+from bridge.render.inspections import explanation_text
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.logs import LogObserver, logger
 from bridge.telemetry.metrics import Metrics

@@ -21,7 +21,7 @@ from bridge.kube import informer as cache_module
 from bridge.oneshot.inspection import explain_once, status_once
 from bridge.oneshot.purge import purge
 from bridge.oneshot.sync import sync_once
-from bridge.render import failed_lines
+from bridge.render.reports import failed_lines
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from bridge.telemetry.fan_out import FanOutObserver

@@ -18,7 +18,7 @@ from bridge.core.service_state import ServiceRow
 from bridge.errors import TransientError
 from bridge.oneshot.inspection import Explained, Status
 from bridge.oneshot.probe import Probe
-from bridge.render import age, explanation_text, probe_text, status_screen, status_table
+from bridge.render.inspections import age, explanation_text, probe_text, status_screen, status_table
 from bridge.report import HeldRow
 
 Run = Callable[..., Result]

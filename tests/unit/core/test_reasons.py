@@ -38,7 +38,7 @@ def test_no_label_is_made_of_a_sentence() -> None:
     for path in (
         "telemetry/metrics.py",
         "report.py",
-        "render.py",
+        *(f"render/{name}.py" for name in ("diff", "inspections", "layout", "reports")),
         "controller/kubernetes_events.py",
         "telemetry/pages.py",
     ):

@@ -12,7 +12,8 @@ import yaml
 from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
 from bridge.core.reasons import Code, Reason
 from bridge.errors import TransientError
-from bridge.render import Column, clean, columns, failed_lines, painter, purge_text, render, summary_line
+from bridge.render.layout import Column, clean, columns, painter
+from bridge.render.reports import failed_lines, purge_text, render, summary_line
 from bridge.report import Failure, Outcome, Report
 from tests.unit.core.builders import said
 from tests.unit.render.builders import TARGET, before, change, created, done, group, plan, report, service_body

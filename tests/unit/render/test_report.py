@@ -22,7 +22,7 @@ from bridge.core.model import (
 )
 from bridge.core.reasons import Code, Reason
 from bridge.errors import PermanentError
-from bridge.render import failed_lines
+from bridge.render.reports import failed_lines
 from bridge.report import Report, action_of, build_report, exit_status, ports_text
 from tests.unit.core.builders import said
 from tests.unit.render.builders import QUERY, TARGET, change, created, done, group, plan, report
