@@ -33,6 +33,7 @@ from bridge.core.model import (
 )
 from bridge.core.normalize import truncate
 from bridge.core.ownership import is_label_value
+from bridge.core.pairs import Pair, pair_of, ready_pairs
 from bridge.core.reasons import Code, Reason
 
 BY_ZONE = ("PreferClose", "PreferSameZone", "PreferSameNode")
@@ -212,7 +213,7 @@ def _apply_settle_and_min_ready(
 
     One pass (`waiting` None) has no history, and no later moment to act in: it lets no instance wait.
     """
-    ready = ready_now(current) if current is not None else set()
+    ready = ready_pairs(current.groups()) if current is not None else set()
     was_ready = {id(d) for d in decisions if not ready.isdisjoint(_listed_as(d))}
     listed = [d for d in decisions if d.endpoints]
     minimum = rules.min_ready.of(len(listed))
@@ -249,19 +250,8 @@ def _set_ready(decision: InstanceDecision, *, ready: bool, reason: Reason) -> No
     decision.reason = reason
 
 
-def _listed_as(decision: InstanceDecision) -> set[tuple[str, int, str]]:
-    return {(address, port.number, port.protocol) for address, port in decision.addresses}
-
-
-def ready_now(current: Current) -> set[tuple[str, int, str]]:
-    """(address, port, protocol) that a bridge's objects at a target list as ready."""
-    return {
-        (e.address, p.number, p.protocol)
-        for g in current.groups()
-        for e in g.endpoints
-        if e.ready
-        for p in g.ports or NO_PORTS
-    }
+def _listed_as(decision: InstanceDecision) -> set[Pair]:
+    return {pair_of(address, port) for address, port in decision.addresses}
 
 
 # --------------------------------------------------------------------------- addresses and places

@@ -3,8 +3,7 @@
 In: the desired `Mirror` (None: nothing is to be there), the `Current` objects, and what may be done (owner, policy,
 adoption, missing rights). Out: a `Plan`, whose changes are in the order in which they must be applied. Read `plan`
 first, then `_upsert` (the Service; `_endpoint_objects`: Endpoints and slices; the HTTPRoute) and `_remove` (a target
-that goes); `_taken` counts what the guard has to judge. `retain` is for before: it adds what must stay to what is
-desired.
+that goes); `_taken` counts what the guard has to judge.
 
 | what is there | the Service | Endpoints and slices |
 | --- | --- | --- |
@@ -48,16 +47,15 @@ Service of the same name loses to it is put back by the watch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.core import hostnames, normalize, release, routes, slice_union
 from bridge.core import installation as installations
+from bridge.core import normalize, release, routes, slice_union
 from bridge.core import ports as portage
 from bridge.core import slices as packing
 from bridge.core.mirroring import MARGIN, MIRROR_COSTS, may_refuse, why_not_mirrored
 from bridge.core.model import (
-    NO_PORTS,
     Action,
     Adopt,
     Body,
@@ -94,22 +92,20 @@ from bridge.core.ownership import DATACENTER as DATACENTER
 from bridge.core.ownership import MANAGED_BY as MANAGED_BY
 from bridge.core.ownership import MANAGER as MANAGER
 from bridge.core.ownership import OWNER as OWNER
-from bridge.core.ownership import RULE_ANNOTATIONS, RULE_LABELS, SIGNATURES, joined, rule_keys
 from bridge.core.ownership import SERVICE as SERVICE
 from bridge.core.ownership import SERVICE_SYNC as SERVICE_SYNC
+from bridge.core.ownership import SIGNATURES, joined, rule_keys
 from bridge.core.ownership import SKIP_MIRROR as SKIP_MIRROR
 from bridge.core.ownership import SLICE_MANAGED_BY as SLICE_MANAGED_BY
 from bridge.core.ownership import SLICE_SERVICE as SLICE_SERVICE
 from bridge.core.ownership import origins as origins
 from bridge.core.ownership import ownership_labels as ownership_labels
+from bridge.core.pairs import Pair, pairs_at, pairs_in, ready_endpoints, ready_pairs
 from bridge.core.ports import CLUSTER_IP, EXTERNAL_NAME
 from bridge.core.reasons import Code, Reason
 
 SLICE_LIMIT = 1000
 """Endpoints that Kubernetes takes in one slice."""
-
-Pair = tuple[str, int, str]
-"""An address, a port number and its protocol: what a connection is made to."""
 
 
 def plan(
@@ -146,7 +142,7 @@ def plan(
     else:
         _remove(draft, current)
     seen = _seen(draft, desired, current)
-    before = _ready_endpoints(current.groups(owner))
+    before = ready_endpoints(current.groups(owner))
     taken = _taken(before, desired, current, draft) if before and not unsubscribed else (0, 0, 0)
     removed, became_unready, deselected = taken
     if released and any(taken):
@@ -236,104 +232,6 @@ def scope_of(current: Current, owner: str, desired: Mirror | None = None) -> Sco
     else:
         return Scope(namespace=current.target.namespace)
     return Scope(datacenters=tuple(sorted({name for text in found for name in text.split(",") if name})))
-
-
-def retain(
-    desired: Mirror,
-    current: Current,
-    *,
-    removed: bool,
-    flips: bool,
-    deselected: bool = False,
-    owner: str | None = None,
-) -> Mirror:
-    """`desired` with what would be taken away put back: `removed` endpoints listed again, `flips` kept ready.
-
-    `deselected`: also those that Consul lists and the rule no longer selects.
-
-    Additions, address changes and everything else of `desired` stay as they are. An endpoint is put back with those of
-    its ports only that are really lost, so that no address and port are there twice. Without `owner`, any bridge's
-    objects at the target count.
-    """
-    before = _ready_endpoints(current.groups(owner))
-    if not before:
-        return replace(desired, route=routes.kept(desired.route, current.route, owner))
-    members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
-    ready_before = {pair for _, address, ports in before for pair in _pairs_at(address, ports)}
-    ready_before -= _ready_pairs(desired.groups)
-    listed = _pairs(desired.groups)
-    omitted = _pairs(desired.omitted_unhealthy) - listed
-    dropped = _pairs(desired.deselected) - listed - omitted
-    if flips:
-        for (_, ports), endpoints in members.items():
-            for address, endpoint in endpoints.items():
-                if not endpoint.ready and any(pair in ready_before for pair in _pairs_at(address, ports)):
-                    endpoints[address] = replace(endpoint, ready=True, serving=True, terminating=False)
-    names = _names_now(desired, current)
-    holders = {(g.family, e.hostname): e.address for g in desired.groups for e in g.endpoints if e.hostname}
-    for (family, address, ports), endpoint in before.items():
-        back = []
-        for port in ports or NO_PORTS:
-            pair = _pair(address, port)
-            if pair not in listed and (flips if pair in omitted else deselected if pair in dropped else removed):
-                listed.add(pair)
-                back.append(replace(port, name=names.get(port.name, port.name)))
-        if back:
-            kept = hostnames.without_taken(endpoint, family, holders)
-            members.setdefault((family, tuple(sorted(back)) if ports else ()), {}).setdefault(address, kept)
-    groups = normalize.group_endpoints(members)
-    route = routes.kept(desired.route, current.route, owner)
-    return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current), route=route)
-
-
-def with_existing_endpoints(desired: Mirror, current: Current, service: CurrentService, owner: str) -> Mirror:
-    """`desired` with the endpoints, ports and what else comes from instances as they exist: none is known now.
-
-    `service` is the target's, of this owner.
-    """
-    slices = [s.group for s in current.slices if s.meta.owner == owner]
-    members: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
-    for group in slices or current.groups(owner):
-        members.setdefault((group.family, group.ports), {}).update({e.address: e for e in group.endpoints})
-    said = dict(service.meta.ownership)
-    labels, annotations = (said.get(name, "").split(",") for name in (RULE_LABELS, RULE_ANNOTATIONS))
-    return replace(
-        desired,
-        groups=normalize.group_endpoints(members),
-        service_ports=service.ports,
-        headless=service.headless,
-        families=service.families,
-        labels=tuple(pair for pair in service.meta.labels if pair[0] in labels),
-        annotations=tuple(pair for pair in service.meta.annotations if pair[0] in annotations),
-    )
-
-
-def _names_now(desired: Mirror, current: Current) -> Mapping[str, str]:
-    """New names for ports that the Service calls differently from now on: what keeps the old one is not reached."""
-    if current.service is None or desired.service_ports is None:
-        return {}
-    old, wanted = current.service.ports, desired.service_ports
-    if len(old) == len(wanted) == 1 and old[0].protocol == wanted[0].protocol:
-        return {old[0].name: wanted[0].name}
-    new = {(p.number, p.protocol): p.name for p in wanted}
-    taken = {p.name for p in wanted}
-    return {p.name: new[p.number, p.protocol] for p in old if p.name not in taken and (p.number, p.protocol) in new}
-
-
-def _ports_with(groups: Iterable[Group], desired: Mirror, current: Current) -> tuple[Port, ...] | None:
-    """The Service's ports with those that it must keep for endpoints that are kept: without them no client reaches
-    them.
-
-    A port without a name cannot stay beside others, nor can one whose number is another's now (Kubernetes refuses).
-    """
-    if current.service is None or desired.service_ports is None:
-        return desired.service_ports
-    missing = {p.name for g in groups for p in g.ports} - {p.name for p in desired.service_ports} - {""}
-    numbers = {(p.number, p.protocol) for p in desired.service_ports}
-    kept = [p for p in current.service.ports if p.name in missing and (p.number, p.protocol) not in numbers]
-    if not kept or any(not p.name for p in desired.service_ports):
-        return desired.service_ports
-    return tuple(sorted((*desired.service_ports, *kept)))
 
 
 # --------------------------------------------------------------------------- one plan in the making
@@ -774,7 +672,7 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
     Not read: needed. The mirror of Endpoints that are not there (any more), or say that they are not to be
     mirrored, is about to go: needed.
     """
-    held = _ready_endpoints(s.group for s in mine if not s.meta.deleting)
+    held = ready_endpoints(s.group for s in mine if not s.meta.deleting)
     if not held or not desired.ready:
         return False
     endpoints = current.endpoints
@@ -782,7 +680,7 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
         return True
     if (SKIP_MIRROR, "true") in endpoints.meta.labels:
         return True
-    return not _ready_pairs(desired.groups) <= _ready_pairs(current.mirrored)
+    return not ready_pairs(desired.groups) <= ready_pairs(current.mirrored)
 
 
 # --------------------------------------------------------------------------- the Service
@@ -850,7 +748,7 @@ def _service_body(desired: Mirror, current: Current, headless: bool, labels: Pai
         family_policy=policy if len(desired.families) > 1 else "SingleStack",
         traffic=existing.traffic,
         replaces_ports=_has_foreign_ports(existing, ports),
-        renames=any(old != new for old, new in _names_now(desired, current).items()),
+        renames=any(old != new for old, new in portage.new_names(existing.ports, desired.service_ports or ()).items()),
     )
 
 
@@ -896,33 +794,12 @@ def existing_fields(existing: CurrentService, body: ServiceBody) -> ServiceBody:
 # --------------------------------------------------------------------------- what is taken away
 
 
-Before = Mapping[tuple[Family, str, tuple[Port, ...]], Endpoint]
-
-
-def _ready_endpoints(groups: Iterable[Group]) -> dict[tuple[Family, str, tuple[Port, ...]], Endpoint]:
-    """Ready endpoints, each once, however many objects have it; of slices and Endpoints the slice's, it tells more."""
-    found: dict[tuple[Family, str, tuple[Port, ...]], Endpoint] = {}
-    for group in groups:
-        for endpoint in group.endpoints:
-            if endpoint.ready:
-                found.setdefault((group.family, endpoint.address, group.ports), endpoint)
-    return found
-
-
-def _pair(address: str, port: Port) -> Pair:
-    return address, port.number, port.protocol
-
-
-def _pairs_at(address: str, ports: tuple[Port, ...]) -> list[Pair]:
-    """What connections to an endpoint are made to; for one without ports its address counts."""
-    return [_pair(address, p) for p in ports or NO_PORTS]
-
-
-def _pairs(groups: Iterable[Group]) -> set[Pair]:
-    return {_pair(e.address, p) for g in groups for e in g.endpoints for p in g.ports or NO_PORTS}
-
-
-def _taken(before: Before, desired: Mirror | None, current: Current, draft: _PlanBuilder) -> tuple[int, int, int]:
+def _taken(
+    before: Iterable[tuple[Family, str, tuple[Port, ...]]],
+    desired: Mirror | None,
+    current: Current,
+    draft: _PlanBuilder,
+) -> tuple[int, int, int]:
     """How many ready endpoints would be lost by these changes, would stop being ready, or are not selected any more."""
     written = {(c.kind, c.name): c for c in draft.changes if c.action is not Action.UNCHANGED}
     if not written:
@@ -933,14 +810,14 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Pla
         existing.append(current.endpoints)
     for found in existing:
         if (found.meta.kind, found.meta.name) not in written:
-            after |= _ready_pairs(found.groups if isinstance(found, CurrentEndpoints) else (found.group,))
+            after |= ready_pairs(found.groups if isinstance(found, CurrentEndpoints) else (found.group,))
     for change in written.values():
-        after |= _ready_pairs(_groups_in(change.body))
-    listed = _pairs((*desired.groups, *desired.omitted_unhealthy)) if desired is not None else set()
-    dropped = _pairs(desired.deselected) - listed if desired is not None else set()
+        after |= ready_pairs(_groups_in(change.body))
+    listed = pairs_in((*desired.groups, *desired.omitted_unhealthy)) if desired is not None else set()
+    dropped = pairs_in(desired.deselected) - listed if desired is not None else set()
     removed = became_unready = deselected = 0
     for _, address, ports in before:
-        pairs = _pairs_at(address, ports)
+        pairs = pairs_at(address, ports)
         if not all(pair in after for pair in pairs):
             missing = {pair for pair in pairs if pair not in after}
             if missing <= dropped:
@@ -950,10 +827,6 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Pla
             else:
                 removed += 1
     return removed, became_unready, deselected
-
-
-def _ready_pairs(groups: Iterable[Group]) -> set[Pair]:
-    return {_pair(e.address, p) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS}
 
 
 def _groups_in(body: Body | None) -> tuple[Group, ...]:

@@ -297,6 +297,15 @@ def names_by_protocol(port_sets: Iterable[tuple[Port, ...]], service: CurrentSer
 
 
 @lru_cache(maxsize=4096)
+def new_names(old: Sequence[Port], wanted: Sequence[Port]) -> dict[str, str]:
+    """New names for ports that a Service calls differently from now on."""
+    if len(old) == len(wanted) == 1 and old[0].protocol == wanted[0].protocol:
+        return {old[0].name: wanted[0].name}
+    new = {(p.number, p.protocol): p.name for p in wanted}
+    taken = {p.name for p in wanted}
+    return {p.name: new[p.number, p.protocol] for p in old if p.name not in taken and (p.number, p.protocol) in new}
+
+
 def renamed(ports: tuple[Port, ...], name: str) -> tuple[Port, ...]:
     """The same ports, the unnamed one under `name`."""
     return tuple(sorted(p if p.name else Port(name, p.number, p.protocol, p.app_protocol) for p in ports))

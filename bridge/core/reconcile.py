@@ -49,6 +49,7 @@ from bridge.core.model import (
 )
 from bridge.core.normalize import some_of, truncate
 from bridge.core.reasons import Code, Reason
+from bridge.core.retain import retain, with_existing_endpoints
 from bridge.core.select import query_of
 from bridge.core.state import ConsulState, Name, Source, name_of
 from bridge.core.values import dataclass
@@ -253,7 +254,7 @@ def _with_sources(
     if chosen is not None and desired is not None:
         desired = chosen.at(desired, queries)
         if active_sources[0].unread and current.service is not None:  # which names this datacenter
-            desired = planning.with_existing_endpoints(desired, current, current.service, options.owner)
+            desired = with_existing_endpoints(desired, current, current.service, options.owner)
     if desired is not None and inputs.selection:
         marks = (*desired.service_marks, (ownership.SELECTION, inputs.selection))
         desired = replace(desired, service_marks=marks)
@@ -565,7 +566,7 @@ def _kept(
     deselected: bool = False,
 ) -> Mirror:
     """What is to be, with what would be taken away kept in place."""
-    kept = planning.retain(desired, current, removed=lost, flips=flips, deselected=deselected, owner=options.owner)
+    kept = retain(desired, current, removed=lost, flips=flips, deselected=deselected, owner=options.owner)
     if kept.groups != desired.groups and desired.service_ports is not None:  # it still comes from where it came from
         came_from = {Query(datacenter, service) for datacenter, service in names_at(current)}
         named = {name_of(query) for query in kept.queries}

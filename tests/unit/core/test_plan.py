@@ -32,8 +32,9 @@ from bridge.core.model import (
     Treatment,
 )
 from bridge.core.ownership import SERVICE_SYNC, joined, ownership_labels
-from bridge.core.plan import plan, retain
+from bridge.core.plan import plan
 from bridge.core.reasons import Code
+from bridge.core.retain import retain
 from tests.unit.core.builders import (
     OUTPUTS,
     OWNER,

@@ -43,7 +43,8 @@ from bridge.core.model import (
     Target,
     Treatment,
 )
-from bridge.core.plan import plan, retain
+from bridge.core.plan import plan
+from bridge.core.retain import retain
 from bridge.core.translate import translate
 from tests.unit.core.builders import (
     OUTPUTS,

@@ -23,8 +23,9 @@ from bridge.core.model import (
     Status,
     Target,
 )
-from bridge.core.plan import plan, retain
+from bridge.core.plan import plan
 from bridge.core.reasons import Code, Reason
+from bridge.core.retain import retain
 from bridge.core.select import asks_for_routes
 from bridge.core.translate import translate
 from tests.unit.core.builders import OWNER, QUERY, TARGET, Cluster, instance, meta

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.core.instances import Disposition, choose_address, decide, host_names, ready_now
+from bridge.core.instances import Disposition, choose_address, decide, host_names
 from bridge.core.model import (
     Amount,
     Bounds,
@@ -31,6 +31,7 @@ from bridge.core.model import (
     Treatment,
 )
 from bridge.core.ownership import derived, label_value, origins, ownership_labels
+from bridge.core.pairs import ready_pairs
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.translate import Translation, translate
 from tests.unit.core.builders import (
@@ -428,11 +429,11 @@ def test_what_waits_is_reported() -> None:
 def test_what_is_ready_now_is_what_our_objects_say() -> None:
     """Endpoints and slices together; another owner's do not count."""
     piece = slice_of("s", group(*ready("10.0.0.3")))
-    assert ready_now(Current(TARGET, service(), STANDING.endpoints, (piece,))) == {
+    assert ready_pairs(Current(TARGET, service(), STANDING.endpoints, (piece,)).groups()) == {
         ("10.0.0.1", 8080, "TCP"),
         ("10.0.0.3", 8080, "TCP"),
     }
-    assert ready_now(Current(TARGET, None, endpoints(group(*ready("10.0.0.1")), owner=None))) == set()
+    assert ready_pairs(Current(TARGET, None, endpoints(group(*ready("10.0.0.1")), owner=None)).groups()) == set()
 
 
 # --------------------------------------------------------------------------- the whole
