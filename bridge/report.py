@@ -2,6 +2,8 @@
 
 An `Outcome` is about one target, a `Report` about all of them. Both are pure: no clock, no I/O, no client library.
 Every list in a report is sorted, so that two passes over the same state print the same bytes.
+
+Longer than other modules: it has every row that a report can have, and what each is made of.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Each checker takes what was written and returns the value, or raises ValueError with the end of a sentence about it
 ("must be ..."); the place and the key are put in front of it where the mistake is reported (bridge.config.errors).
+
+Its length is that of the list of such texts.
 """
 
 from __future__ import annotations

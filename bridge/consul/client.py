@@ -6,6 +6,8 @@ not used: that one lets CONSUL_HTTP_* in the environment beat arguments, and war
 
 Nothing in here waits, retries or remembers: one call, one request (and one more, consistent, when a stale answer was
 too old). Errors are TransientError, PermanentError and CancelledError; see faults.py for which and why.
+
+Longer than other modules: it is one class, with a method for each question.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ itself is read at once, every other soon after it, and what Consul's catalog has
 which the two differed is watched in the catalog itself from then on (`Subscription.mismatch`).
 
 Reads after the first go to the leader: an answer older than what is known would be a step back.
+
+Longer than other modules: what one part finds is another's work, and this is where that is said.
 """
 
 from __future__ import annotations

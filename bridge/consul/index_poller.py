@@ -17,6 +17,8 @@ for before comes round again at its end. Those that changed last are asked first
 
 When a probe gets no answer the poll rests as the retry policy (or Consul's Retry-After) says and goes on with what is
 left; a 429 lowers how many probes a second are sent, so that a poll ends within what Consul allows at last.
+
+Longer than other modules: it is one class, whose polls share one budget of probes.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ Every wait counts against the deadline: connecting, a proxy's answer, the handsh
 It knows HTTP, TLS and sockets, not what Consul's answers mean (see faults.py and client.py). Errors that leave here
 are OSError (`ProxyError` among them), ssl.SSLError, http.client.HTTPException, `TooLarge` and `Interrupted`; client.py
 maps them.
+
+Longer than other modules: it is one class, whose connection, proxy, TLS and answer share one deadline.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 It calls the same functions that decide, so that an explanation cannot differ from what is done. A user should not have
 to read the source to learn why an address is missing.
+
+Longer than other modules: an instance can be missing in many ways, and each has an answer of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bridge.core import select
+from bridge.core.assignments import TargetAssignments
 from bridge.core.instances import Disposition, InstanceDecision, Resolved, choose_address, decide, instance_name
 from bridge.core.model import (
     NO_NODES,
@@ -133,7 +136,7 @@ def explain(
     tags: Collection[str] | None,
     rules: Sequence[Rule],
     knowledge: Knowledge | None = None,
-    claims: select.TargetAssignments | None = None,
+    claims: TargetAssignments | None = None,
     current: Current | None = None,
     plan: Plan | None = None,
     resolved: Resolved | None = None,
@@ -164,7 +167,7 @@ def explain(
     rule = choice.rule if choice is not None else None
     target: Target | Skipped | None = None
     lost_name = False
-    problem = select.excluded(service, tags or ())
+    problem = select.excluded(service)
     if problem is not None:
         problem, rule, choice = Reason(Code.NEVER_MIRRORED, why=problem), None, None
     elif tags is None:

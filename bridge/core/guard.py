@@ -48,6 +48,8 @@ after a restart Kubernetes still holds what was held, and the same sums are made
 known from the objects, for a few minutes.
 
 Time is passed in; not thread-safe (the planner holds a lock).
+
+Longer than other modules: what is counted, when it is forgotten, and what is held for it cannot be understood apart.
 """  # noqa: E501
 
 from __future__ import annotations

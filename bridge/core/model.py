@@ -2,6 +2,8 @@
 
 All values are frozen, slotted and hashable; collections in them are sorted tuples without duplicates, so that `==`
 is the comparison that matters and a second pass finds nothing to do.
+
+One module, although it is long: the values refer to each other, and most modules need several of them.
 """
 
 from __future__ import annotations

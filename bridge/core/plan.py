@@ -43,6 +43,8 @@ When a target goes, its Endpoints and slices go before its Service: the Service'
 be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's labels. No order helps
 against the control plane's own deletion of Endpoints after their Service (docs/kubernetes.md): what a new
 Service of the same name loses to it is put back by the watch.
+
+Longer than other modules: what is written of one object depends on what becomes of the target's others.
 """
 
 from __future__ import annotations

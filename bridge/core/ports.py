@@ -19,6 +19,8 @@ is dropped or replaced thereby is reported (`remarks`).
 Kubernetes wants each name once on a Service, whatever the protocol. So where instances have one name in several
 protocols, one of them keeps the name and each further one adds its protocol: `dns` and `dns-udp`; without a name `tcp`
 and `udp`.
+
+Longer than other modules: the same names have to come out for instances, endpoints and the Service.
 """
 
 from __future__ import annotations

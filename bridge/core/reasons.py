@@ -5,6 +5,8 @@ field of JSON, an exit status) reads `code`. What is shown prints the reason as 
 apart again, and nothing that is registered in Consul can become a label.
 
 A new reason is a new code with a new sentence, here. Codes are public: they stand in metrics, in JSON and on Events.
+
+Its length is that of the list.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ scenarios of the tests all follow the same three steps:
    in question kept.
 
 Nothing is read or written here. `Surroundings` has functions for the few questions that a plan raises on the way.
+
+Longer than other modules: it has the order of the steps, and what each of them means for the next.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ the memory across restarts: `record_owned` tells which services its objects came
 anything is removed.
 
 Not thread-safe: the planner holds a lock around it. The cost of one view does not grow with the catalog.
+
+Longer than other modules: it is one class, for one answer of Consul changes several of the indexes together.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from dataclasses import replace
 
 from bridge.core import select
 from bridge.core.annotated import Refusal
+from bridge.core.assignments import TargetAssignments
 from bridge.core.instances import treatment_of
 from bridge.core.model import (
     Instance,
@@ -121,7 +124,7 @@ class ConsulState:
         self._follows = follows
         self._healthy_since: dict[Query, dict[Place, float]] = {}  # of those that may have to wait still
         self._expired_at = -math.inf
-        self._assignments = select.TargetAssignments()
+        self._assignments = TargetAssignments()
         self._feeds: dict[Query, set[Target]] = {}
         self._selected: dict[Name, tuple[select.Choice, ...]] = {}
         self._annotated: dict[Target, tuple[Rule, Query]] = {}
@@ -598,7 +601,7 @@ class ConsulState:
         return self._assignments.rejected(target)
 
     @property
-    def assignments(self) -> select.TargetAssignments:
+    def assignments(self) -> TargetAssignments:
         """Who wants which target, to be looked at only."""
         return self._assignments
 
@@ -656,7 +659,7 @@ class ConsulState:
         kept = self._owned_by.get(name, set())
         changed = set(kept)
         chosen: tuple[select.Choice, ...] = ()
-        if select.excluded(service, tags) is None:
+        if select.excluded(service) is None:
             chosen = tuple(select.active(select.choices(self.rules, service, datacenter), tags, kept))
         before = self._select(name, chosen)
         changed |= self._withdraw_all([choice for choice in before if choice not in chosen], now)

@@ -2,6 +2,8 @@
 
 One function from (sources, rules, what exists) to a Mirror. What happens to each instance is decided in `instances`;
 one that does not become an endpoint comes back with its reason. Nothing that Consul has can make it raise.
+
+Longer than other modules: a third of it is the warnings, which need what was found on the way to the mirror.
 """
 
 from __future__ import annotations

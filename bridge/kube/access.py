@@ -13,6 +13,8 @@ changed and cannot be used (half written, say) leaves the old as it is and is re
 
 The `kubernetes` package turns the chosen context into a Configuration (inline data into files, OIDC tokens and their
 renewal); plugins, token files, proxies and the merging of files are ours: see kubeconfig.py for why.
+
+Longer than other modules: it is one class, and most of it says which credential of which file was refused, and why.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ A namespace that the bridge may not list does not stop other namespaces: once th
 namespace is `unreadable`, which differs from empty, until every list of it has worked.
 
 All reads of these kinds go through here in a running bridge; the one-shot commands use `reads.list_once`.
+
+Longer than other modules: the loops share one store, and each wakes another when it has found something for it.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ When a user deletes a Lease that is held, another replica can take its place at 
 sees it go (a watch tells it), or until its fence: a hold as well counts only from the last moment at which all Leases
 were known. Needs create, update and delete on leases. This module
 must not know what is written, nor import another package; `election` runs a session and several holds.
+
+Longer than other modules: a `Hold` is worth as much as the `Session` that it names, so both are read together.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from what we would have written.
 | ipFamilies | only for one family; for both the policy alone | one of two named is refused once it has both (422) |
 | slices | `ready`, `serving`, `terminating` always | an absent `ready` means ready |
 | HTTPRoutes | what the server would fill in | so that what is stored is what was sent |
+
+One module for both directions: what is encoded has to decode to the value that it was made of.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ No requests and no threads of its own, but safe to use from several. Two rules k
   watch that lags behind our own write, a page of a list that was read before it).
 - A list replaces everything in its scope, except what was noted after it began. So it also heals what versions
   cannot: an etcd that was restored from a backup counts from a lower number.
+
+Longer than other modules: it is one class, for one object that changes is in several of its indexes.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ an interpreter. It must not know what is asked, nor credentials.
 
 Every wait counts against the request's deadline, a single byte's as well: a server that trickles its headers does not
 get more time by that. Closing a `Sockets` wakes every thread that waits on one of its connections.
+
+Longer than other modules: deadlines, streams and the pool work on the same sockets, which may be closed meanwhile.
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ class Loaded:
             return
         for datacenter in self.listings:
             for service, tags in sorted(self.tags_in(datacenter).items()):
-                if select.excluded(service, tags) is None:
+                if select.excluded(service) is None:
                     named = select.choices(self.rules, service, datacenter)
                     at = self.consul_state.remembered_at((datacenter, service)) if kept else ()
                     yield from select.unmet(service, named, tags, at)

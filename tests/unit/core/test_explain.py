@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bridge.core.assignments import TargetAssignments
 from bridge.core.explain import Explanation, Row, RuleVerdict, explain
 from bridge.core.model import (
     ActiveDatacenter,
@@ -31,7 +32,7 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.core.reasons import Code, Reason
-from bridge.core.select import TargetAssignments, choices, unlisted
+from bridge.core.select import choices, unlisted
 from tests.unit.core.builders import (
     TARGET,
     Cluster,

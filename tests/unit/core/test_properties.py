@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.core import explain, normalize, ownership, select
+from bridge.core.assignments import TargetAssignments
 from bridge.core.instances import host_names
 from bridge.core.mirroring import may_refuse, why_not_mirrored
 from bridge.core.model import (
@@ -453,7 +454,7 @@ def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
     steps: list[tuple[Query, Rule | None, str, int]],
 ) -> None:
     """Claims and releases in any order end like the same claims made afresh; each says rightly what it changed."""
-    claims = select.TargetAssignments()
+    claims = TargetAssignments()
     held: dict[tuple[Query, Target, int], Rule] = {}  # -1: the annotated Service's, which comes before every rule
     for query, by, name, order in steps:
         target = Target("default", name)
@@ -466,7 +467,7 @@ def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
             changed = claims.claim(query, by, target, order)
             held[query, target, -1 if by.to.annotated else order] = by
         assert changed == ({target} if claims.winners(target) != before else set())
-    fresh = select.TargetAssignments()
+    fresh = TargetAssignments()
     for (query, target, order), by in sorted(held.items(), key=lambda item: item[0]):
         fresh.claim(query, by, target, max(order, 0))
     assert claims.targets() == fresh.targets() == {target for _, target, _ in held}

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bridge.core import select
+from bridge.core.assignments import TargetAssignments
 from bridge.core.model import Bounds, Destination, InstanceRules, Query, Rule, Skipped, Target
 from bridge.core.reasons import Code
 from tests.unit.core.builders import said
@@ -92,7 +93,7 @@ def test_tags_decide_what_is_made_and_never_what_stays(
 )
 def test_some_services_are_never_mirrored(service: str, reason: str | None) -> None:
     """Tags alone never exclude: the etcd of a cluster may well be tagged k8s."""
-    assert select.excluded(service, {"k8s"}) == reason
+    assert select.excluded(service) == reason
 
 
 def test_a_rule_says_what_consul_is_asked() -> None:
@@ -148,8 +149,8 @@ def test_a_name_without_letters_is_skipped_with_the_reason() -> None:
 TARGET = Target("default", "web")
 
 
-def claims(*wanted: tuple[str, Rule]) -> select.TargetAssignments:
-    found = select.TargetAssignments()
+def claims(*wanted: tuple[str, Rule]) -> TargetAssignments:
+    found = TargetAssignments()
     for name, rule in wanted:
         found.claim(Query("dc1", name), rule, TARGET)
     return found
@@ -218,7 +219,7 @@ def test_of_two_rules_for_one_target_the_first_has_it_and_the_other_learns_from_
     one = Rule(name="the primary", place="bridge.yaml:2:5", tags=("primary",))
     two = Rule(name="rule 2 (bridge.yaml:7:5)", place="bridge.yaml:7:5", tags=("replica",))
     db, web = Query("dc1", "db"), Query("dc1", "web")
-    found = select.TargetAssignments()
+    found = TargetAssignments()
     found.claim(web, two, TARGET, 1)
     found.claim(db, two, TARGET, 1)
     found.claim(db, one, TARGET, 0)
@@ -241,7 +242,7 @@ def test_two_rules_with_different_port_names_share_a_service_also_for_one_consul
     """Instances that differ in their tags only, as Registrator makes them of a container's ports."""
     http, metrics = named("http"), named("metrics")
     query = Query("dc1", "web")
-    found = select.TargetAssignments()
+    found = TargetAssignments()
     found.claim(query, http, TARGET, 0)
     found.claim(query, metrics, TARGET, 1)
     assert found.winners(TARGET) == ((query, http), (query, metrics))
@@ -250,7 +251,7 @@ def test_two_rules_with_different_port_names_share_a_service_also_for_one_consul
 
 def test_a_claim_costs_the_same_in_a_large_catalog() -> None:
     """20,000 services, 2,000 of them on one name, are claimed and asked for within seconds, not minutes."""
-    found = select.TargetAssignments()
+    found = TargetAssignments()
     began = time.process_time()
     for number in range(20_000):
         target = TARGET if number % 10 == 0 else Target("default", f"s{number}")

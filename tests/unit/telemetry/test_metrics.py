@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.controller.state_changes import StateChanges
+from bridge.core.assignments import TargetAssignments
 from bridge.core.model import (
     Action,
     ActiveDatacenter,
@@ -28,7 +29,6 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.reasons import SENTENCES, SKIPS, WARNINGS, Code, Reason
-from bridge.core.select import TargetAssignments
 from bridge.core.translate import translate
 from bridge.errors import (
     BridgeError,
