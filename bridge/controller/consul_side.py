@@ -111,18 +111,18 @@ class ConsulSide:
             self._compared = set()
             self._mark_suspect(self.planner.consul_state.listed_datacenters(), "at our start")
 
-    def compare_freed(self, namespaces: Collection[str]) -> None:
+    def compare_newly_readable(self, namespaces: Collection[str]) -> None:
         """The same for the scopes that include these namespaces, now that they can be read."""
         with self.planner.lock:
             if self._compared is not None:
                 what = "when its namespaces could be read"
                 self._mark_suspect(self.planner.consul_state.listed_datacenters(), what, namespaces)
 
-    def _mark_suspect(self, datacenters: Collection[str], when: str, freed: Collection[str] = ()) -> None:
+    def _mark_suspect(self, datacenters: Collection[str], when: str, readable: Collection[str] = ()) -> None:
         """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while no bridge watched it.
 
         Decided once for each datacenter, with its first listing, however late that comes; and again for those in whose
-        sums namespaces count that were `freed`. Each scope of the guard is decided separately, by what has ready
+        sums namespaces count that are `readable` now. Each scope of the guard is decided separately, by what has ready
         endpoints, so a Service that asks for something missing delays no other scope. Under the lock, so that nothing
         is planned before.
         """
@@ -131,7 +131,7 @@ class ConsulSide:
             together.setdefault(scope, set()).add(target)
         consul_state, now = self.planner.consul_state, self.clock()
         for scope, targets in together.items():
-            if freed and not any(target.namespace in freed for target in targets):
+            if readable and not any(target.namespace in readable for target in targets):
                 continue
             for datacenter in datacenters:
                 missing, owned = consul_state.missing(datacenter, targets)

@@ -102,28 +102,28 @@ class KubernetesSide:
 
     # ------------------------------------------------------------------ what the supervisor asks for
 
-    def recall(self) -> None:
+    def read_store(self) -> None:
         """Read from the store where our objects came from, and what users ask for."""
         self.owned.record_all()
         for service in self.informer.annotated_services():
             self.follow_annotation(Target(service.meta.namespace, service.meta.name))
 
-    def take_freed(self, compare: Callable[[Collection[str]], None]) -> None:
+    def take_newly_readable(self, compare: Callable[[Collection[str]], None]) -> None:
         """Namespaces that could not be read, and now can: only after all of it is known is anything planned there.
 
         `compare` gets their names once what is there is known.
         """
         before, now = self.planner.unreadable, self.informer.unreadable()
-        freed = before.keys() - now.keys()
-        if freed:
-            self.recall()
+        readable = before.keys() - now.keys()
+        if readable:
+            self.read_store()
         with self.planner.lock:
-            if freed:
-                compare(freed)
+            if readable:
+                compare(readable)
             self.planner.unreadable = now
-            targets = self.planner.consul_state.targets() | set(self.informer.targets()) if freed else set()
-        if freed:
-            self.scheduler.schedule({target for target in targets if target.namespace in freed})
+            targets = self.planner.consul_state.targets() | set(self.informer.targets()) if readable else set()
+        if readable:
+            self.scheduler.schedule({target for target in targets if target.namespace in readable})
 
     def take_granted(self) -> None:
         """Namespaces where EndpointSlices could not be written, and now can."""

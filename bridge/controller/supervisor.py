@@ -66,11 +66,11 @@ class FirstRead:
             self._go_on()
         self.states.kubernetes(True, "")
         self.planner.unreadable = self.informer.unreadable()
-        self.kubernetes.recall()
+        self.kubernetes.read_store()
         deadline = self.clock() + FIRST_READ_SECONDS
         while True:
             self._go_on()
-            self.kubernetes.take_freed(self.consul.compare_freed)
+            self.kubernetes.take_newly_readable(self.consul.compare_newly_readable)
             self.subscriptions.commit()
             if self.subscriptions.answered() or self.clock() >= deadline:
                 return
@@ -119,7 +119,7 @@ class Supervisor:
             self._turn()
 
     def _turn(self) -> None:
-        self.kubernetes.take_freed(self.consul.compare_freed)
+        self.kubernetes.take_newly_readable(self.consul.compare_newly_readable)
         self.subscriptions.commit()
         self.scheduler.schedule(self.planner.expired(self.clock()))
         self.kubernetes.take_granted()

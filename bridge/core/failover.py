@@ -182,7 +182,7 @@ def _decided(
         why=why,
         preferred=active is preferred and not gone,
         pending=pending,
-        look_again_seconds=max(memory.since + waits - now, 0.0) if memory.pending else None,
+        recheck_seconds=max(memory.since + waits - now, 0.0) if memory.pending else None,
     )
     return memory, chosen
 

@@ -214,10 +214,10 @@ def _apply_settle_and_min_ready(
     One pass (`waiting` None) has no history, and no later moment to act in: it lets no instance wait.
     """
     ready = ready_pairs(current.groups()) if current is not None else set()
-    was_ready = {id(d) for d in decisions if not ready.isdisjoint(_listed_as(d))}
-    listed = [d for d in decisions if d.endpoints]
-    minimum = rules.min_ready.of(len(listed))
-    healthy = [d for d in listed if d.disposition is Disposition.READY]
+    was_ready = {id(d) for d in decisions if not ready.isdisjoint(_pairs_of(d))}
+    with_endpoints = [d for d in decisions if d.endpoints]
+    minimum = rules.min_ready.of(len(with_endpoints))
+    healthy = [d for d in with_endpoints if d.disposition is Disposition.READY]
     service = current.service if current is not None else None
     if rules.settle_seconds and not (service is not None and service.traffic.publish_not_ready):
         seconds = f"{rules.settle_seconds:g} s"
@@ -235,10 +235,10 @@ def _apply_settle_and_min_ready(
     left = len(healthy)
     if left >= minimum:
         return
-    numbers = {"left": left, "count": len(listed), "minimum": rules.min_ready}
-    shared = {pair for d in healthy for pair in _listed_as(d)}  # ready in Kubernetes for another one's sake
-    for decision in listed:
-        if decision.disposition is not Disposition.READY and not ready.isdisjoint(_listed_as(decision) - shared):
+    numbers = {"left": left, "count": len(with_endpoints), "minimum": rules.min_ready}
+    shared = {pair for d in healthy for pair in _pairs_of(d)}  # ready in Kubernetes for another one's sake
+    for decision in with_endpoints:
+        if decision.disposition is not Disposition.READY and not ready.isdisjoint(_pairs_of(decision) - shared):
             _set_ready(decision, ready=True, reason=Reason(Code.KEPT_READY, status=decision.instance.status, **numbers))
 
 
@@ -250,7 +250,7 @@ def _set_ready(decision: InstanceDecision, *, ready: bool, reason: Reason) -> No
     decision.reason = reason
 
 
-def _listed_as(decision: InstanceDecision) -> set[Pair]:
+def _pairs_of(decision: InstanceDecision) -> set[Pair]:
     return {pair_of(address, port) for address, port in decision.addresses}
 
 

@@ -643,7 +643,7 @@ class ActiveDatacenter:
     """Which datacenter carries a Service's traffic, and `why` it does; `preferred`: it is the rule's first.
 
     `before`: the one that carried it until this plan, "" when that is the same or there was none. `pending`: which one
-    is to take over, when nothing changes before; look again after `look_again_seconds`.
+    is to take over, when nothing changes before; plan again after `recheck_seconds`.
     """
 
     name: str
@@ -651,7 +651,7 @@ class ActiveDatacenter:
     preferred: bool = True
     before: str = ""
     pending: tuple[Reason, ...] = ()
-    look_again_seconds: float | None = None
+    recheck_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

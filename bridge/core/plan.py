@@ -570,8 +570,10 @@ def _slices(
 ) -> None:
     """New slices first, then those that other slices take nothing from, then those that give addresses away."""
     packed = tuple(packed)
-    listed = packing.addresses_in(packed)
-    for piece in sorted(packed, key=lambda piece: (piece.existing is not None, packing.gives_away(piece, listed))):
+    packed_addresses = packing.addresses_in(packed)
+    for piece in sorted(
+        packed, key=lambda piece: (piece.existing is not None, packing.gives_away(piece, packed_addresses))
+    ):
         now = piece.existing
         body = SliceBody(draft.target.name, piece.group, own, annotations)
         found = None
@@ -815,8 +817,8 @@ def _taken(
             after |= ready_pairs(found.groups if isinstance(found, CurrentEndpoints) else (found.group,))
     for change in written.values():
         after |= ready_pairs(_groups_in(change.body))
-    listed = pairs_in((*desired.groups, *desired.omitted_unhealthy)) if desired is not None else set()
-    dropped = pairs_in(desired.deselected) - listed if desired is not None else set()
+    wanted = pairs_in((*desired.groups, *desired.omitted_unhealthy)) if desired is not None else set()
+    dropped = pairs_in(desired.deselected) - wanted if desired is not None else set()
     removed = became_unready = deselected = 0
     for _, address, ports in before:
         pairs = pairs_at(address, ports)
@@ -824,7 +826,7 @@ def _taken(
             missing = {pair for pair in pairs if pair not in after}
             if missing <= dropped:
                 deselected += 1
-            elif missing <= listed | dropped:
+            elif missing <= wanted | dropped:
                 became_unready += 1
             else:
                 removed += 1

@@ -38,9 +38,9 @@ def retain(
     members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
     ready_before = {pair for _, address, ports in before for pair in pairs_at(address, ports)}
     ready_before -= ready_pairs(desired.groups)
-    listed = pairs_in(desired.groups)
-    omitted = pairs_in(desired.omitted_unhealthy) - listed
-    dropped = pairs_in(desired.deselected) - listed - omitted
+    wanted = pairs_in(desired.groups)
+    omitted = pairs_in(desired.omitted_unhealthy) - wanted
+    dropped = pairs_in(desired.deselected) - wanted - omitted
     if flips:
         for (_, ports), endpoints in members.items():
             for address, endpoint in endpoints.items():
@@ -54,8 +54,8 @@ def retain(
         back = []
         for port in ports or NO_PORTS:
             pair = pair_of(address, port)
-            if pair not in listed and (flips if pair in omitted else deselected if pair in dropped else removed):
-                listed.add(pair)
+            if pair not in wanted and (flips if pair in omitted else deselected if pair in dropped else removed):
+                wanted.add(pair)
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
             kept = hostnames.without_taken(endpoint, family, holders)

@@ -329,10 +329,10 @@ def _groups(
     decisions: Iterable[InstanceDecision], main: str, names: portage.Names
 ) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The groups of what is listed, and of what is left out for its health alone."""
-    listed: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
+    shown: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     omitted: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     for decision in decisions:
-        members = omitted if decision.disposition is Disposition.OMITTED else listed
+        members = omitted if decision.disposition is Disposition.OMITTED else shown
         ports = portage.renamed(decision.ports, main) if main else decision.ports
         ports = portage.apart(ports, names) if names else ports
         for family, endpoint in decision.endpoints:
@@ -340,9 +340,9 @@ def _groups(
             known = group.get(endpoint.address)
             group[endpoint.address] = endpoint if known is None else normalize.merge(known, endpoint)
     for key, group in omitted.items():
-        for address in listed.get(key, {}).keys() & group.keys():
+        for address in shown.get(key, {}).keys() & group.keys():
             del group[address]
-    return normalize.group_endpoints(listed), normalize.group_endpoints(omitted)
+    return normalize.group_endpoints(shown), normalize.group_endpoints(omitted)
 
 
 def _families(groups: Sequence[Group], service: CurrentService | None) -> tuple[Family, ...]:

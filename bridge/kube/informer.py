@@ -135,7 +135,7 @@ class Informer:
         self._routes_wanted = routes is True
         self._routes = reflectors((Kind.HTTP_ROUTE,) if routes is not None else (), wanted=self._routes_wanted)
         self._lists = {
-            namespace: (*(r.settled for r in (*self._reflectors, *self._routes) if r.namespace == namespace), synced)
+            namespace: (*(r.answered for r in (*self._reflectors, *self._routes) if r.namespace == namespace), synced)
             for namespace, synced in self._refresher.synced.items()
         }
 
@@ -353,7 +353,7 @@ class _Relister:
         self._has_services = has_services
         self._has_routes = has_routes
         self._looked: set[str | None] = set()
-        self._freed: set[Target] = set()
+        self._lost_selector: set[Target] = set()
         self._blocked: dict[Target, Meta | None] = {}
         self._blocked_wait_seconds = BLOCKED_SECONDS[0]
         self._wanted = threading.Event()
@@ -434,7 +434,7 @@ class _Relister:
     def _round(self, whole: bool) -> BridgeError | None:
         """List what was never listed, or (`whole`) everything; what may not be listed delays nothing else."""
         forbidden: BridgeError | None = None
-        self._freed |= self._shared.store.take_freed()
+        self._lost_selector |= self._shared.store.take_lost_selector()
         try:
             for namespace in scopes_of(self._namespaces):
                 if namespace in self._refused():
@@ -472,15 +472,15 @@ class _Relister:
             return
         asked = self._shared.store.without_selector(namespace)
         left = {target for target in self._shared.store.with_leftovers() if namespace in (None, target.namespace)}
-        freed = self._freed & asked
-        if freed:  # the control plane leaves its Endpoints there as well; a user may have handed them over
+        lost_selector = self._lost_selector & asked
+        if lost_selector:  # the control plane leaves its Endpoints there as well; a user may have handed them over
             fill(self._shared.client, self._shared.store, None, namespace)
         if not whole and namespace in self._looked:
-            asked &= freed | left
+            asked &= lost_selector | left
         fill_leftovers(self._shared.client, self._shared.store, namespace, asked)
         self._looked.add(namespace)
-        self._freed -= freed
-        self._tell_foreign_slices(freed)
+        self._lost_selector -= lost_selector
+        self._tell_foreign_slices(lost_selector)
 
     def _tell_foreign_slices(self, further: Collection[Target] = ()) -> None:
         for target in sorted(self._shared.store.take_changed_foreign_slices() | set(further)):
@@ -523,7 +523,7 @@ class _Reflector:
         kind: Kind,
         namespace: str | None,
         failed: Callable[[BaseException], None] | None,
-        on_settled: Callable[[], None],
+        wake_relister: Callable[[], None],
         some_listed: Callable[[], bool],
         *,
         wanted: bool = True,
@@ -532,14 +532,14 @@ class _Reflector:
         self._shared = shared
         self._wanted = self._asked = wanted
         self._selector = selector_of(kind, wanted=wanted)
-        self._on_settled = on_settled
+        self._wake_relister = wake_relister
         self._some_listed = some_listed
         self.kind = kind
         self.namespace = namespace
         self._position = ""
         self._doubtful = False
         self.synced = threading.Event()
-        self.settled = threading.Event() if kind is Kind.HTTP_ROUTE else self.synced
+        self.answered = threading.Event() if kind is Kind.HTTP_ROUTE else self.synced
         """Whether it is known what is there, or that it cannot be read."""
         self.error: BridgeError | None = None
         self.refused: BridgeError | None = None
@@ -558,7 +558,7 @@ class _Reflector:
         while not self._shared.stop.is_set():
             self._progress = False
             error = self.cycle()
-            unwanted = not self._asked and self.settled.is_set()  # not settled: whether we may was not answered yet
+            unwanted = not self._asked and self.answered.is_set()  # not answered: whether we may was not answered yet
             self.error = None if unwanted else error
             if unwanted:
                 if self._shared.stop.wait(UNWANTED_SECONDS):
@@ -567,11 +567,11 @@ class _Reflector:
                 backoff.succeeded()
             else:
                 wait = backoff.wait_seconds(error, progress=self._progress)
-                if isinstance(error, ForbiddenError) and not self.settled.is_set():
+                if isinstance(error, ForbiddenError) and not self.answered.is_set():
                     refused_alone += self._some_listed()
                     if backoff.lasting or refused_alone >= REFUSED_AFTER:
                         self.refused = error
-                        self._on_settled()
+                        self._wake_relister()
                 if self._shared.stop.wait(wait):
                     return
 
@@ -604,15 +604,15 @@ class _Reflector:
         """Whether we may list HTTPRoutes that no rule asks for; asked first, for a refusal looks bad in audit logs."""
         self._asked = may_list_routes(self._shared.client, self.namespace)
         if not self._asked:
-            self.settled.set()
-            self._on_settled()
+            self.answered.set()
+            self._wake_relister()
         return self._asked
 
     def _no_routes(self, error: BridgeError) -> None:
         """Nothing else waits for HTTPRoutes: for good where there are none for us, after some tries in any case."""
         if gateway.is_lasting(error):
             self._unread(error)
-        elif not self.settled.is_set():
+        elif not self.answered.is_set():
             self._failed_lists += 1
             if self._failed_lists >= REFUSED_AFTER:
                 self._set_unread(error)
@@ -626,8 +626,8 @@ class _Reflector:
     def _set_unread(self, error: BridgeError) -> None:
         reason = gateway.unread(self._shared.client, self.namespace, error)
         self._shared.store.routes_unread[self.namespace or ""] = reason
-        self.settled.set()
-        self._on_settled()
+        self.answered.set()
+        self._wake_relister()
 
     def _list(self) -> None:
         changed, version = list_into(self._shared.store, self._shared.client, self.kind, self.namespace, self._selector)
@@ -639,13 +639,13 @@ class _Reflector:
             and self._shared.store.routes_unread.pop(self.namespace or "", None) is not None
         ):
             changed |= {target for target in self._shared.store.targets() if self.namespace in (None, target.namespace)}
-        if self.settled.is_set():
+        if self.answered.is_set():
             self.synced.set()
             self._tell(changed)
             return
         self.synced.set()
-        self.settled.set()
-        self._on_settled()
+        self.answered.set()
+        self._wake_relister()
 
     def _went_backwards(self) -> bool:
         """Whether the server counts from a lower version than we have seen (a restored etcd)."""
@@ -698,8 +698,8 @@ class _Reflector:
         if kind not in ("ADDED", "MODIFIED", "DELETED") or meta is None:
             raise StaleError(f"a watch of {objects.PLURAL[self.kind]} sent an event of type {kind}")
         self._tell(self._shared.store.event(self.kind, self.namespace, kind, meta, found))
-        if self._shared.store.has_freed:
-            self._on_settled()  # what lists the slices that no watch covers waits for this
+        if self._shared.store.has_lost_selector:
+            self._wake_relister()  # what lists the slices that no watch covers waits for this
         self._move(meta.resource_version)
 
     def _move(self, version: str) -> None:

@@ -82,7 +82,7 @@ class Store:
         self._foreign_slices: dict[Target, dict[str, CurrentSlice]] = {}
         self._leftovers: dict[Target, tuple[CurrentSlice, ...]] = {}
         self._changed_foreign_slices: set[Target] = set()
-        self._freed: set[Target] = set()
+        self._lost_selector: set[Target] = set()
         self._foreign_endpoints: dict[Target, Meta] = {}
         self._failed: dict[tuple[Kind, Key], float] = {}
         self._unexpected_own_writes: set[Target] = set()
@@ -167,13 +167,13 @@ class Store:
             return set(self._leftovers)
 
     @property
-    def has_freed(self) -> bool:
-        return bool(self._freed)
+    def has_lost_selector(self) -> bool:
+        return bool(self._lost_selector)
 
-    def take_freed(self) -> set[Target]:
+    def take_lost_selector(self) -> set[Target]:
         """Services that lost their selector since this was last asked: their pods' slices stay behind."""
         with self._lock:
-            found, self._freed = self._freed, set()
+            found, self._lost_selector = self._lost_selector, set()
             return found
 
     def take_changed_foreign_slices(self) -> set[Target]:
@@ -424,7 +424,7 @@ class Store:
         if kind is Kind.SERVICE and not _takes_slices(found):
             self._leftovers.pop(Target(*key), None)  # these are not needed again: they are its pods', or go with it
         elif kind is Kind.SERVICE and isinstance(before, CurrentService) and before.has_selector:
-            self._freed |= touched
+            self._lost_selector |= touched
         for target in touched:
             self._count(target)
         return touched

@@ -124,7 +124,7 @@ class Planner:
         self._in_turn = in_turn
         self.failed: set[Target] = set()
         """Targets whose writes failed in this pass."""
-        self._look_again: dict[Target, float] = {}
+        self._recheck_at: dict[Target, float] = {}
         self._last_pass: dict[Target, tuple[Inputs, Draft]] = {}
         self.unreadable: Mapping[str, str] = unreadable or {}
         self._window = window
@@ -191,9 +191,9 @@ class Planner:
     def expired(self, now: float) -> set[Target]:
         """What is to be planned again without any event: a grace period or a hold of it may be over."""
         with self.lock:
-            due = {target for target, at in self._look_again.items() if now >= at}
+            due = {target for target, at in self._recheck_at.items() if now >= at}
             for target in due:
-                del self._look_again[target]
+                del self._recheck_at[target]
             return due | self.consul_state.expire(now) | self.guard.due(now, self._store.ready_in)
 
     def waiting(self, query: Query, rule: Rule) -> frozenset[Place] | None:
@@ -229,7 +229,7 @@ class Planner:
             before, draft = None, reconcile(inputs, self._options, around)
         if last is not None and draft is not None and draft.repeats and self._has_slice_rights(draft):
             self._last_pass[target] = before or (inputs, draft)
-        self._note(inputs, draft, now)
+        self._note_recheck(inputs, draft, now)
         return draft
 
     def _has_slice_rights(self, draft: Draft) -> bool:
@@ -237,27 +237,27 @@ class Planner:
         slices = draft.current.slices or (draft.desired is not None and draft.desired.output is not Output.ENDPOINTS)
         return not slices or not self._around.slices_forbidden(draft.current.target.namespace)
 
-    def _note(self, inputs: Inputs, draft: Draft | None, now: float) -> None:
+    def _note_recheck(self, inputs: Inputs, draft: Draft | None, now: float) -> None:
         """When a target is to be planned again without any event: another datacenter may take over then, or, where none
         could be chosen, the one that is preferred.
         """
         target, plan = inputs.target, None if draft is None else draft.plan
-        if plan is not None and plan.active_datacenter is None and target not in self._look_again:
+        if plan is not None and plan.active_datacenter is None and target not in self._recheck_at:
             return  # mostly: the lock is in demand
         with self.lock:
-            self._look_again.pop(target, None)
+            self._recheck_at.pop(target, None)
             if plan is None:
                 queries = tuple(s.query for s in inputs.sources or () if s.rule.combine is Combine.FAILOVER)
                 scope, seconds = scope_of(inputs.current, self._options.owner), None
             elif plan.active_datacenter is not None:
-                queries, scope, seconds = plan.queries, plan.scope, plan.active_datacenter.look_again_seconds
+                queries, scope, seconds = plan.queries, plan.scope, plan.active_datacenter.recheck_seconds
             else:
                 return
             ends = (self.guard.doubted_until(query.datacenter, scope, now) for query in queries)
             waits = [end - now for end in ends if end]
             waits += () if seconds is None else (seconds,)
             if waits:
-                self._look_again[target] = now + min(waits)
+                self._recheck_at[target] = now + min(waits)
 
     def _doubted(self, datacenter: str, scope: Scope) -> bool:
         with self.lock:
