@@ -1,6 +1,6 @@
 """Reports what users should know as Kubernetes Events on the objects concerned, for `kubectl describe`.
 
-Each of `REASONS` is reported once, and again when it changes (`core.told`), by the replica that writes the target.
+Each of `REASONS` is reported once, and again when it changes (`core.reported`), by the replica that writes the target.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from bridge.core.model import UNADDRESSABLE, Action, Current, Kind, Knowledge, Query, Target, Unknown
 from bridge.core.reasons import codes_of
-from bridge.core.told import Told
+from bridge.core.reported import Reported
 from bridge.errors import PermanentError
 from bridge.kube.events import About, Event
 from bridge.report import Outcome, Report
@@ -56,7 +56,7 @@ class KubernetesEventObserver:
         self._current = current
         self._leads = leads
         self._lock = threading.Lock()
-        self._told = Told()
+        self._reported = Reported()
         self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
 
     def outcome(self, outcome: Outcome, _lag_seconds: float | None) -> None:
@@ -136,7 +136,7 @@ class KubernetesEventObserver:
     ) -> None:
         """A warning, once; an empty text means that it is over. `parts`: the reasons that it is made of, if any."""
         with self._lock:
-            news = self._told.is_news((target, kind, reason), parts or ([text] if text else ()), time.monotonic())
+            news = self._reported.is_news((target, kind, reason), parts or ([text] if text else ()), time.monotonic())
         if news:
             self._record(target, kind, reason, text, codes)
 

@@ -1,7 +1,7 @@
 """Turns states of the bridge into events: parts report a state again and again, observers get it when it changes.
 
 This is the one place that remembers what was last reported of a state. Reports about each target are compared by
-`core.told` instead, by each observer for its own readers: a line of the log is about a target and comes from every
+`core.reported` instead, by each observer for its own readers: a line of the log is about a target and comes from every
 replica, a Kubernetes Event is about one object and comes from the replica that writes it.
 """
 

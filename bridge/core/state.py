@@ -133,9 +133,7 @@ class ConsulState:
         self._refusals: dict[Target, Refusal] = {}
         self._unmappable: dict[tuple[int, Query], Skipped] = {}
         self._leaving: dict[Name, float] = {}
-        self._known_to_have_left: set[Name] = (
-            set()
-        )  # of those that are leaving: where it has been told that they are gone
+        self._known_to_have_left: set[Name] = set()  # of these: whose targets were told that they are gone
         self._owned: dict[Target, tuple[Name, ...]] = {}
         self._owned_by: dict[Name, set[Target]] = {}
         self._orphaned: dict[Target, _Orphan] = {}

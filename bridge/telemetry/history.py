@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridge.core.model import Action
-from bridge.core.told import Told
+from bridge.core.reported import Reported
 from bridge.report import Origin, hold_text
 from bridge.telemetry.events import (
     ConflictingWriter,
@@ -91,7 +91,7 @@ class History:
         self._entries: deque[Entry] = deque(maxlen=CHANGES)
         self._buckets: deque[_Bucket] = deque(maxlen=BUCKETS)
         self._last_lag: tuple[float, float] | None = None
-        self._told = Told()
+        self._reported = Reported()
 
     # ------------------------------------------------------------------ what is asked
 
@@ -170,7 +170,7 @@ class History:
         """Severity and text for an outcome; None when it says nothing new. Called with the lock held."""
         plan = outcome.plan
         conflicts = "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
-        news = self._told.is_news(plan.target, [conflicts] if conflicts else [], self._wall_clock())
+        news = self._reported.is_news(plan.target, [conflicts] if conflicts else [], self._wall_clock())
         if outcome.failures:
             failure = outcome.failures[0]
             return "bad", f"{failure.change.action} of {failure.change.kind} failed: {failure.error}"

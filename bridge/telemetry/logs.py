@@ -21,7 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from bridge.core.mirroring import MIRROR_COSTS
 from bridge.core.model import Kind, Target
 from bridge.core.reasons import Code, codes_of
-from bridge.core.told import Told
+from bridge.core.reported import Reported
 from bridge.errors import AlteredError
 from bridge.telemetry.events import (
     ConflictingWriter,
@@ -207,7 +207,7 @@ class LogObserver:
     def __init__(self, log: Any = None) -> None:
         self._log = log if log is not None else logger()
         self._lock = threading.Lock()
-        self._told = Told()
+        self._reported = Reported()
         self._altered: dict[Target, dict[tuple[Kind, str], str]] = {}
         self._first_pass = True
 
@@ -381,6 +381,6 @@ class LogObserver:
         )
         for kind, texts, codes, level in found:
             with self._lock:
-                news = self._told.is_news((plan.target, kind), texts, time.monotonic())
+                news = self._reported.is_news((plan.target, kind), texts, time.monotonic())
             if news:
                 getattr(self._log, level)(kind, **where, codes=",".join(codes_of(codes)), reason="; ".join(texts))

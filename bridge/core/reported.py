@@ -30,7 +30,7 @@ class _Said:
     slices: frozenset[Hashable] = frozenset()
 
 
-class Told:
+class Reported:
     """What was reported, by key (a target and the kind of report). Not thread-safe."""
 
     def __init__(self) -> None:
