@@ -413,9 +413,8 @@ class _Polled:
             subscription.last_notified_at = self.link.clock()
         else:
             with self.table.lock:
-                subscription.auditing = not (
-                    subscription.queued or subscription.reading
-                )  # else another watch announced it already
+                # else another watch announced it already
+                subscription.auditing = not (subscription.queued or subscription.reading)
         self.services.refresh(subscription, even_direct=auditing)
 
     def probe_failed(self, error: TransientError | PermanentError, attempt: int) -> float:

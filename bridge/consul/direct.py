@@ -61,9 +61,8 @@ class DirectWatches:
         """New services: as many as there are free slots get one at once. Returns the rest."""
         rest = []
         with self._changed:
-            for subscription in sorted(
-                subscriptions, key=lambda e: e.covered_by_aggregate
-            ):  # those without aggregate watches first
+            # those without aggregate watches first
+            for subscription in sorted(subscriptions, key=lambda one: one.covered_by_aggregate):
                 slot = self._free_slot()
                 if slot is None:
                     self._waiting[subscription] = None

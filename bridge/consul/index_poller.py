@@ -396,9 +396,7 @@ class IndexPoller:
     def _probe_services(self, todo: list[Subscription], count: int, auditing: bool, client: ConsulClient) -> None:
         mode = Mode.STALE if auditing else Mode.LEADER
         if auditing:
-            for subscription in (
-                e for e in todo if e.watched
-            ):  # what the streaming backend shows: instances are compared
+            for subscription in (e for e in todo if e.watched):  # by the streaming backend: instances are compared
                 self._target.service_moved(subscription, auditing)
             todo[:] = [subscription for subscription in todo if not subscription.watched]
         todo[:] = [subscription for subscription in todo if not subscription.removed]

@@ -132,12 +132,12 @@ class SubscriptionTable:
     # ------------------------------------------------------------------ who is meant
 
     def of_service(self, service: str) -> tuple[Subscription, ...]:
-        """Entries of a service name (Consul does not tell apart upper and lower case)."""
+        """Subscriptions of a service name (Consul does not tell apart upper and lower case)."""
         with self.lock:
             return self._by_name.get(service.lower(), ())
 
     def on_node(self, node: str) -> tuple[Subscription, ...]:
-        """Entries with an instance on a node (in upper or lower case), as far as their views show."""
+        """Subscriptions with an instance on a node (in upper or lower case), as far as their views show."""
         with self.lock:
             return tuple(self._by_node.get(node.lower(), ()))
 

@@ -196,9 +196,8 @@ class ConsulProbes:
             plan = draft.plan
             services = ", ".join(query.service for query in plan.queries)
             doubts += [f"{services}: {text}" for text in plan.warnings if text.code in MISTYPED]
-            if (
-                not _is_filled_otherwise(draft.current.service) or consul_state.annotation(target) is None
-            ):  # else told above
+            # else said above
+            if not _is_filled_otherwise(draft.current.service) or consul_state.annotation(target) is None:
                 conflicts += [f"{c.kind} {target} (for {services}): {c.reason}" for c in plan.conflicts]
             desired = draft.desired
             if desired is not None and desired.output is Output.ENDPOINTS and (why := why_not_mirrored(desired.groups)):
