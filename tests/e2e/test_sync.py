@@ -52,11 +52,12 @@ def apart(lab: Lab, namespace: str) -> Apart:
     return Apart(lab, namespace, lab.service_account(namespace, "apart", EVERYTHING))
 
 
-def twelve(consul: RawConsul, prefix: str, service: str = "radosgw") -> str:
+def twelve(consul: RawConsul, prefix: str) -> str:
     """Twelve healthy gateways; the service's name."""
+    name = f"{prefix}radosgw"
     for n in range(1, 13):
-        consul.register(f"{prefix}{service}", f"{prefix}vm-{n:02}", f"10.77.0.{n}", 8080)
-    return f"{prefix}{service}"
+        consul.register(name, f"{prefix}vm-{n:02}", f"10.77.0.{n}", 8080)
+    return name
 
 
 def test_a_service_becomes_a_service_and_endpoints(

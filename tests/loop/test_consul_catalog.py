@@ -869,7 +869,7 @@ def test_after_closing_nothing_is_reported(recorder: Recorder) -> None:
 
 def test_a_thread_that_dies_of_a_bug_is_reported() -> None:
     class Broken(Recorder):
-        def on_view(self, query: Query, state: Any, seen: float, _lend: Any = None) -> None:
+        def on_view(self, query: Query, state: Any, seen: float, _inline: Any = None) -> None:
             raise RuntimeError("a bug")
 
     broken = Broken()

@@ -306,10 +306,10 @@ class Fleet:
                 self._change_vm(well[0], gone=True)
                 self._note("leave", well[0].key)
 
-    def set_status(self, service: str, status: str, *, anchors: bool = False) -> int:
-        """All of a service turn `status`, out of maintenance (with their anchors, if that is wanted); how many did."""
+    def set_status(self, service: str, status: str) -> int:
+        """All of a service but its anchors turn `status`, out of maintenance; how many did."""
         with self._lock:
-            chosen = [i for i in self._all.values() if i.service == service and (anchors or not i.anchor)]
+            chosen = [i for i in self._all.values() if i.service == service and not i.anchor]
             for instance in chosen:
                 self._put(replace(instance, status=status, maintenance=False))
             return len(chosen)

@@ -119,7 +119,7 @@ class Bridge(Daemon):
         env = environment(
             f"http://{harness.to_consul.address}", harness.kubeconfig, CONSUL_HTTP_TOKEN_FILE=str(harness.token_file)
         )
-        super().__init__(harness.lab, name, "--config", str(harness.config), *harness.arguments, env=env)
+        super().__init__(harness.lab, name, "--config", str(harness.config), env=env)
         if launcher:
             start = [sys.executable, "-m", "tests.support.chaos.launch", *launcher, "--"]
             self._command = [*start, *self._command[1:]]
@@ -151,19 +151,12 @@ class Harness:
         rate: float = 6.0,
         servers: int = 1,
         longest_pause: float = 15.0,
-        arguments: Sequence[str] = (),
-        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rate`: changes a second. `longest_pause`: seconds that a server may be stopped.
-
-        `arguments` and `settings` (sections of the file) go to the bridge.
-        """
+        """`rate`: changes a second. `longest_pause`: seconds that a server may be stopped."""
         self.seed = seed
         self.servers = servers
         self.longest_pause = longest_pause
-        self.arguments = tuple(arguments)
         self._rate = rate
-        self._settings = settings or {}
         self._sizes = (services, instances, anchors)
         self._undo = contextlib.ExitStack()
         self.lab: Lab
@@ -206,7 +199,7 @@ class Harness:
         self.to_kube = Toxics(control, "kubernetes", urlsplit(self.lab.apiserver.url).netloc)
         self.token_file = self.lab.folder / "consul-token"
         self.config = self.lab.folder / "bridge.yaml"
-        self.configure(self._settings)
+        self.configure({})
         self.give_consul_token(TOKEN)
         self._furnish_kubernetes()
         self.kubeconfig = self.lab.folder / "bridge.kubeconfig"

@@ -742,7 +742,7 @@ class Recorder:
             self.listings[datacenter] = listing
             self._changed.notify_all()
 
-    def on_view(self, query: Any, state: Any, seen: float, _lend: Any = None) -> None:
+    def on_view(self, query: Any, state: Any, seen: float, _inline: Any = None) -> None:
         with self._changed:
             self.events.append(("view", query, state))
             self.views[query] = state

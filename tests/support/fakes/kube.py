@@ -48,7 +48,6 @@ KINDS = {
     ("coordination.k8s.io", "leases"): "Lease",
     ("events.k8s.io", "events"): "Event",
 }
-API_VERSION = {"": "v1"}
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 SERVICE_NAME = "kubernetes.io/service-name"
 SLICE_MANAGER = "endpointslice.kubernetes.io/managed-by"
@@ -144,7 +143,6 @@ class _Rule:
     times: int
     method: str
     path: str
-    user: str
 
 
 LONG_BODY = 2048
@@ -237,21 +235,21 @@ class FakeKube:
 
     # ------------------------------------------------------------------ faults
 
-    def inject(self, fault: Fault, times: int = 1, method: str = "", path: str = "", user: str = "") -> None:
-        """The next `times` requests that fit (method, regular expression on path with query, user) meet `fault`."""
+    def inject(self, fault: Fault, times: int = 1, method: str = "", path: str = "") -> None:
+        """The next `times` requests that fit (method, regular expression on path with query) meet `fault`."""
         with self.changed:
-            self._rules.append(_Rule(fault, times, method, path, user))
+            self._rules.append(_Rule(fault, times, method, path))
 
     def clear_faults(self) -> None:
         """All well again."""
         with self.changed:
             self._rules.clear()
 
-    def take_fault(self, method: str, path: str, user: str) -> Fault | None:
+    def take_fault(self, method: str, path: str) -> Fault | None:
         """The fault that a request meets, if any."""
         with self.changed:
             for rule in self._rules:
-                fits = rule.method in ("", method) and rule.user in ("", user) and re.search(rule.path, path)
+                fits = rule.method in ("", method) and re.search(rule.path, path)
                 if fits and rule.times > 0:
                     rule.times -= 1
                     return rule.fault
@@ -1024,7 +1022,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._entry = (self.command, parts.path, query, verb, resource, namespace, name, user)
         self._logged = False
         self._truncate = False
-        fault = self.kube.take_fault(self.command, self.path, user)
+        fault = self.kube.take_fault(self.command, self.path)
         if fault is not None:
             if fault.delay:
                 with self.kube.changed:

@@ -11,17 +11,17 @@ from tests.unit.core.builders import said
 WEB, DB = Query("dc1", "web"), Query("dc1", "db")
 
 
-def known(*nodes: str, port: int = 80) -> Known:
+def known(*nodes: str) -> Known:
     return Known(
         tuple(
-            Instance(node=n, id=f"i-{n}", address="", node_address="10.0.0.1", port=port, status=Status.PASSING)
+            Instance(node=n, id=f"i-{n}", address="", node_address="10.0.0.1", port=80, status=Status.PASSING)
             for n in nodes
         )
     )
 
 
 class Told(list[Any]):
-    def __call__(self, query: Query, state: Any, seen: float, _lend: Any) -> None:
+    def __call__(self, query: Query, state: Any, seen: float, _inline: Any) -> None:
         self.append((query, state, seen))
 
 

@@ -30,10 +30,10 @@ FOUR, SIX = Family.IPV4, Family.IPV6
 HTTP, METRICS = (Port("http", 80),), (Port("metrics", 90),)
 
 
-def claim(value: str, *addresses: str, name: str = "", ports: tuple[Port, ...] = HTTP) -> Claim:
+def claim(value: str, *addresses: str, ports: tuple[Port, ...] = HTTP) -> Claim:
     """An instance of a node of this name."""
     placed = tuple((SIX if ":" in address else FOUR, address) for address in addresses)
-    return Claim(name or f"{value}/{','.join(addresses)}", "node", value, ports, placed)
+    return Claim(f"{value}/{','.join(addresses)}", "node", value, ports, placed)
 
 
 def given_to(claims: Sequence[Claim], current: Current | None = None) -> list[str]:

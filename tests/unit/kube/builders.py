@@ -132,11 +132,11 @@ def raw_service(namespace: str, name: str, *, labels: dict[str, str] | None = No
     }
 
 
-def raw_endpoints(namespace: str, name: str, *addresses: str, labels: dict[str, str] | None = None) -> dict[str, Any]:
+def raw_endpoints(namespace: str, name: str, *addresses: str) -> dict[str, Any]:
     """An Endpoints object as another program would write it."""
     return {
         "apiVersion": "v1",
         "kind": "Endpoints",
-        "metadata": {"name": name, "namespace": namespace, "labels": labels or {}},
+        "metadata": {"name": name, "namespace": namespace},
         "subsets": [{"addresses": [{"ip": a} for a in addresses], "ports": [{"name": "http", "port": 80}]}],
     }

@@ -44,9 +44,9 @@ def meta(kind: Kind, target: Target = TARGET) -> Meta:
     return Meta(kind=kind, namespace=target.namespace, name=target.name, uid="u", resource_version="1", owner="default")
 
 
-def service_body(port: int = 8080, name: str = "http") -> ServiceBody:
+def service_body() -> ServiceBody:
     """A Service with one port."""
-    return ServiceBody((Port(name, port),), False, (Family.IPV4,), (("team", "storage"),), ())
+    return ServiceBody((Port("http", 8080),), False, (Family.IPV4,), (("team", "storage"),), ())
 
 
 def change(

@@ -35,12 +35,10 @@ def _leave_logging_as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def written(
-    log_format: str, *say: tuple[str, dict[str, Any]], level: str = "info", secrets: Secrets | None = None
-) -> str:
+def written(log_format: str, *say: tuple[str, dict[str, Any]], level: str = "info") -> str:
     """What these events look like."""
     stream = io.StringIO()
-    logs.configure(log_format, level, secrets, stream)
+    logs.configure(log_format, level, None, stream)
     for text, extra in say:
         logs.logger().info(text, **extra)
     return stream.getvalue()

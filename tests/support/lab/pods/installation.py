@@ -202,13 +202,4 @@ def is_ready(pod: Json) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
 
 
-def events_of(installation: Installation, pod: str) -> list[str]:
-    """The Warning Events of a pod."""
-    found = installation.kubectl(
-        "get", "events", f"--field-selector=involvedObject.name={pod},type=Warning",
-        "--output=jsonpath={range .items[*]}{.message}{'\\n'}{end}",
-    )  # fmt: skip
-    return [line for line in found.splitlines() if line]
-
-
-__all__ = ["DEPLOYMENT", "RESTRICTED", "SELECTOR", "Installation", "events_of", "is_ready"]
+__all__ = ["DEPLOYMENT", "RESTRICTED", "SELECTOR", "Installation", "is_ready"]
