@@ -17,7 +17,7 @@ which the two differed is watched in the catalog itself from then on (`Subscript
 
 Reads after the first go to the leader: an answer older than what is known would be a step back.
 
-Longer than other modules: what one part finds is another's work, and this is where that is said.
+Longer than other modules: what one part finds is another's work, and this one connects them.
 """
 
 from __future__ import annotations

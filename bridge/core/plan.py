@@ -44,7 +44,7 @@ be brought back, so it goes last, and a pass that ends half-way finds the rest b
 against the control plane's own deletion of Endpoints after their Service (docs/kubernetes.md): what a new
 Service of the same name loses to it is put back by the watch.
 
-Longer than other modules: what is written of one object depends on what becomes of the target's others.
+Longer than other modules: what is written of one object depends on what happens to the target's others.
 """
 
 from __future__ import annotations
