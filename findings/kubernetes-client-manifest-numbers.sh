@@ -10,6 +10,7 @@
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+trap 'exit 1' INT TERM
 cat > "$folder/manifests.yaml" <<'YAML'
 apiVersion: v1
 kind: ResourceQuota

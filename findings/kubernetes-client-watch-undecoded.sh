@@ -12,6 +12,7 @@
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+trap 'exit 1' INT TERM
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q --disable-pip-version-check kubernetes==37.0.2
 "$folder/venv/bin/python" - <<'PYTHON'
