@@ -9,7 +9,7 @@
 # Installs both versions in a temporary folder. Needs python3 >= 3.10, which plays the API. Exit status: 0 as described, 1 otherwise.
 set -eu
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'trap "" INT TERM; rm -rf "$folder"' EXIT
 trap 'exit 1' INT TERM
 cat > "$folder/manifests.yaml" <<'YAML'
 apiVersion: v1

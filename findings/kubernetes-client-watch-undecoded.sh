@@ -11,7 +11,7 @@
 # Installs the package in a temporary folder. Needs python3 >= 3.10, which plays the API. Exit status: 0 as described, 1 otherwise.
 set -eu
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'trap "" INT TERM; rm -rf "$folder"' EXIT
 trap 'exit 1' INT TERM
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q --disable-pip-version-check kubernetes==37.0.2

@@ -3,8 +3,8 @@
 #
 # Input: a Service without selector, and Endpoints of it with one port name and two numbers. First 10.77.1.1 and 10.77.1.2 offer port
 # 8080, and 10.77.1.1 port 9090 as well; then 10.77.1.2 leaves. The API server accepts both.
-# Expected: the slices show what the Endpoints show. "The set of all endpoints is the union of all subsets", says the API reference of
-# Endpoints, and the documentation of EndpointSlices that the control plane mirrors custom Endpoints, with a slice for each subset.
+# Expected: the slices show what the Endpoints show. By the API reference of Endpoints all subsets count together, and by the documentation
+# of EndpointSlices the control plane mirrors custom Endpoints, with a slice for each subset.
 # Seen: so it is before. Afterwards both subsets have the same addresses, so the controller makes one slice with both ports of them. Of
 # EndpointSlices the API demands unique port names, and refuses it; the controller tries again for ever, and says so in its log only. The
 # slices keep what they had: 10.77.1.2, which has left, stays ready, and clients go on being sent there.
@@ -14,7 +14,7 @@
 # Exit status: 0 as described, 1 when it behaves otherwise.
 set -eu
 folder=$(mktemp -d)
-trap 'kill -9 ${started:-} 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
+trap 'trap "" INT TERM; kill -9 ${started:-} 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 trap 'exit 1' INT TERM
 build() { # MODULE PACKAGE: the program of this package, in the versions of the lab's go.mod
   module=$(dirname "$0")/../tests/support/lab/modules/$1 program=$(mktemp -d -p "$folder")
