@@ -21,6 +21,9 @@ from bridge.errors import PermanentError, TransientError
 
 TICK_SECONDS = 0.25
 
+UNNOTICED_SECONDS = 1.0
+"""How often services are polled that neither a direct watch nor an aggregate watch looks after."""
+
 LEADER_PROBE_SECONDS = 5.0
 
 KEPT_SECONDS = 5.0
@@ -113,6 +116,7 @@ class Housekeeping:
     def __post_init__(self) -> None:
         self._generation = self.link.config.access.parts(self.link.config).generation()
         self._next_full_audit = self.link.clock() + self.link.config.verify_seconds
+        self._next_unnoticed = self.link.clock()
 
     def run(self) -> None:
         while not self.link.stop.wait(TICK_SECONDS):
@@ -135,6 +139,9 @@ class Housekeeping:
             self.poller.poll_changed()  # without aggregate watches polls are all there is
         elif self.table.unwatched and self.services.unverified and not len(self.pool):
             self.services.unverified = False
+            self.poller.poll_unverified()
+        elif self.table.unnoticed and now >= self._next_unnoticed:
+            self._next_unnoticed = now + UNNOTICED_SECONDS
             self.poller.poll_unverified()
         self.poller.tick()
         self.missed.judge(self.listing.changes)

@@ -6,7 +6,9 @@ A poll asks for all of them once, in small pieces between more urgent reads; at 
 between two grows with how long one takes, so that a busy catalog costs a bounded share of Consul and of us.
 
     changed     after the listing's index moved: services without a direct watch, or nodes; the leader answers
-    unverified  after reads that began before anything listened: only those services, or all when there was no poll yet
+    unverified  after reads that began before anything listened: only those services, or all when there was no poll yet;
+                and every second, where there are any, services of peers and of other namespaces: what changes there
+                moves neither the listing's index nor one of the aggregate watches' (docs/consul.md)
     audit       now and then: every service, and every node: an instance that is registered under another name does not
              move the index of the service that it leaves; those with a direct watch are read, for their indexes prove
              nothing (streamed.py); what this finds was missed. Audits have a budget of their own, or a change
@@ -226,14 +228,10 @@ class IndexPoller:
         covered = [subscription for subscription in services if subscription.covered_by_aggregate]
         nodes = self._target.nodes_to_probe() if self._clock() >= self._services_until else None
         if nodes is None or len(nodes) * NODE_COST >= len(covered):
-            asked = [e for e in services if every or not e.verified_index]
+            asked = services if every else _rest_of(services)
             self._begin(self._probes_of(asked, auditing=False), every=every)
             return
-        rest = [
-            subscription
-            for subscription in services
-            if not (subscription.covered_by_aggregate and subscription.verified_index)
-        ]
+        rest = _rest_of(services)
         if self._nodes is None:
             # the indexes must be older than the views that they verify: nodes first, then every service once
             self._nodes = {}
@@ -435,6 +433,11 @@ class IndexPoller:
                     self._target.node_moved(client, node)
                 known[node] = index
             del todo[0]
+
+
+def _rest_of(services: list[Subscription]) -> list[Subscription]:
+    """Those of which no watch and no probe of a node tells anything, and those whose index nothing has verified."""
+    return [e for e in services if not (e.covered_by_aggregate and e.verified_index)]
 
 
 def _pieces(items: Sequence[T], index: Callable[[T], float]) -> list[list[T]]:

@@ -84,6 +84,8 @@ class SubscriptionTable:
         self.lock = threading.Lock()
         self.subscriptions: dict[Query, Subscription] = {}
         self.unwatched = 0
+        self.unnoticed = 0
+        """How many of these no aggregate watch sees."""
         self.filtered = 0
         self._by_name: dict[str, tuple[Subscription, ...]] = {}
         self._by_node: dict[str, set[Subscription]] = {}
@@ -104,14 +106,14 @@ class SubscriptionTable:
         self.subscriptions[query] = subscription
         name = query.service.lower()
         self._by_name[name] = (*self._by_name.get(name, ()), subscription)
-        self.unwatched += 1
+        self._count_unwatched(subscription, 1)
         self.filtered += bool(query.filter)
         return subscription
 
     def _remove(self, query: Query) -> Subscription:
         subscription = self.subscriptions.pop(query)
         subscription.removed = True
-        self.unwatched -= not subscription.watch_assigned
+        self._count_unwatched(subscription, -(not subscription.watch_assigned))
         self.filtered -= bool(query.filter)
         name = query.service.lower()
         self._by_name[name] = tuple(one for one in self._by_name[name] if one is not subscription)
@@ -125,9 +127,13 @@ class SubscriptionTable:
         """Note whether a subscription has a direct watch of its own."""
         with self.lock:
             if subscription.watch_assigned != assigned and not subscription.removed:
-                self.unwatched += -1 if assigned else 1
+                self._count_unwatched(subscription, -1 if assigned else 1)
             subscription.watch_assigned = assigned
             subscription.watched = subscription.verified_index = False
+
+    def _count_unwatched(self, subscription: Subscription, change: int) -> None:
+        self.unwatched += change
+        self.unnoticed += 0 if subscription.covered_by_aggregate else change
 
     # ------------------------------------------------------------------ who is meant
 

@@ -6,7 +6,9 @@ was taken out of a rule leave the same. What a rule has matched decides:
 | what is so | what no rule selects any more |
 | --- | --- |
 | a pattern in a rule's `services` has matched no listed name yet, and that rule would send the service to the very \
-target where it is now | is held: the pattern may be that name, misspelt |
+target where it is now, or the pattern looks like its name | is held: the pattern may be that name, misspelt |
+| every rule that names the service selects by tags, meta or a filter, and has selected no instance yet | is held: the \
+rule may mean it, and send it elsewhere |
 | tags, meta or a filter of a rule are others than those that the Service was made for, and have selected no instance \
 yet, of any service | what Consul still lists is held: they may be misspelt |
 | anything else (the rule has gone from the settings; the name was taken out of it; it has selected something before, \
@@ -79,9 +81,17 @@ class RuleMatches:
     def misspelt(self, target: Target, datacenter: str, service: str) -> Reason | None:
         """The pattern that may mean this service, which is at `target` and which no rule sends there (any more)."""
         for rule, pattern in self._unmatched:
-            if select.target_of(rule, select.query_of(rule, service, datacenter)) == target:
+            there = select.target_of(rule, select.query_of(rule, service, datacenter))
+            if there == target or near(pattern, {service}):
                 return Reason(Code.PATTERN_HOLDS, rule=rule.title, pattern=truncate(pattern), service=truncate(service))
         return None
+
+    def unselected(self, datacenter: str, service: str) -> Reason | None:
+        """What a rule asks for that names a service, when no such rule selects anything; None when one does."""
+        named = select.choices(self._rules, service, datacenter)
+        if not named or any(not choice.rule.narrows or choice.order in self._selected for choice in named):
+            return None
+        return Reason(Code.SELECTION_HOLDS, rule=named[0].rule.title, asks=named[0].rule.asks)
 
 
 def selection(rules: Iterable[Rule]) -> str:

@@ -501,7 +501,8 @@ class ConsulState:
         winners = self._assignments.winners(target)
         if not winners:
             listed = (name for name in self._owned.get(target, ()) if self.is_listed(name))
-            return next(filter(None, (self._matches.misspelt(target, *name) for name in listed)), None)
+            doubts = (self._matches.misspelt(target, *name) or self._matches.unselected(*name) for name in listed)
+            return next(filter(None, doubts), None)
         for query, rule in winners:
             chosen = self._choices(query, target)
             known = self._views.get(query)
