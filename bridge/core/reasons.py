@@ -295,7 +295,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.MOVED: "it goes to {target} now; {before} still has what came from it",
     Code.NOT_READ: "{what} cannot be listed: {why}",
     Code.CONFLICT: "conflict: {kind} {target}: {why}",
-    Code.OTHER_OWNER: "it belongs to the bridge with owner id {owner!r}",
+    Code.OTHER_OWNER: "it belongs to the bridge with owner id {owner!r}; if that bridge is meant: --owner {owner}",
     Code.OTHER_INSTALLATION: "installation {installation} wrote it last, under our owner id: it stays. Give each "
     "installation an `owner` of its own; if that one is gone, `bridge sync --force` takes what it left",
     Code.INSTALLATION_CHANGED: "installation {installation} wrote this last, under our owner id; if that one is not "

@@ -241,7 +241,9 @@ def held_section(held: Sequence[HeldRow], width: int | None, paint: Paint) -> li
                 lines.append(line)
             else:  # a command is never cut: half of one does something else
                 lines += [*wrapped(name, width, indent="    "), *([f"      {clean(command)}"] if command else [])]
-    return [*lines, *wrapped("when Consul is right: the command of each (look with --dry-run first)", width, "  -> ")]
+    every = "; without --service and --namespace it releases all" if len(held) > 1 else ""
+    remedy = f"when Consul is right: the command of each{every} (look with --dry-run first)"
+    return [*lines, *wrapped(remedy, width, "  -> ")]
 
 
 FAILED_SHOWN = 50

@@ -188,6 +188,8 @@ def test_status_says_why_something_is_held_once_and_each_command_on_one_line() -
         text = status_table(status, width)
         assert (text.count("was rebuilt at 12:00"), text.count("the whole sentence")) == (1, 0)
         assert [text.count(f"{h.command}\n") for h in held] == [1, 1]
+        assert "without --service and --namespace it releases all" in " ".join(text.split())
+    assert "releases all" not in status_table(replace(status, held=held[:1]))
     assert [entry["command"] for entry in status.to_json()["held"]] == [h.command for h in held]
     assert len(status_screen(status, 80, 12).splitlines()) < 12
 

@@ -294,7 +294,13 @@ STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
             [],
             ["Service: it is not"],
         ),
-        (service("other"), None, Adopt.UNOWNED, [], ["Service: it belongs to the bridge with owner id 'other'"]),
+        (
+            service("other"),
+            None,
+            Adopt.UNOWNED,
+            [],
+            ["Service: it belongs to the bridge with owner id 'other'; if that bridge is meant: --owner other"],
+        ),
         (service(has_selector=True), None, Adopt.UNOWNED, [], ["Service: it has a selector"]),
         (
             service(None, type="ExternalName", meta_ownership=(("consul", "true"),)),
@@ -1019,7 +1025,13 @@ def test_the_sums_count_each_endpoint_once() -> None:
 def test_a_conflict_is_a_value() -> None:
     """It names the target, the kind and the reason, each by itself."""
     found = planned(mirror_of([instance()]), Current(TARGET, service("other")))
-    assert found.conflicts == (Conflict(TARGET, Kind.SERVICE, said("it belongs to the bridge with owner id 'other'")),)
+    assert found.conflicts == (
+        Conflict(
+            TARGET,
+            Kind.SERVICE,
+            said("it belongs to the bridge with owner id 'other'; if that bridge is meant: --owner other"),
+        ),
+    )
 
 
 # --------------------------------------------------------------------------- scopes
