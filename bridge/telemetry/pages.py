@@ -241,7 +241,7 @@ def _explanation(explanation: Explanation, found: str, consul_ui: str) -> Html:
     return el(
         "section",
         el("h2", title, " ", el("small", _outside("in Consul's UI", address)) if address else None),
-        el("p", f"Consul: {explanation.consul or 'not asked'}. Selected by {explanation.rule or 'no rule'}."),
+        el("p", f"Consul: {explanation.consul or 'not asked'}. Rule: {explanation.rule or 'none'}."),
         el("ul", *(_note(what, text, found if what == "Held" else "") for what, text in notes), class_="notes")
         if notes else None,
         table if explanation.rows else None,
