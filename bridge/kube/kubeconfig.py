@@ -67,7 +67,7 @@ def files_of(named: str) -> list[str]:
                 f"kubeconfig {named} is a directory: name the file in it (a container engine makes a directory of a "
                 "mounted file that does not exist)"
             )
-        raise ConfigurationError(f"kubeconfig {named} does not exist")
+        raise ConfigurationError(f"kubeconfig {named} does not exist; --kubeconfig or KUBECONFIG names another one")
     return found
 
 
