@@ -128,7 +128,7 @@ class ConsulState:
         self._feeds: dict[Query, set[Target]] = {}
         self._selected: dict[Name, tuple[select.Choice, ...]] = {}
         self._annotated: dict[Target, tuple[Rule, Query]] = {}
-        self._meant: dict[Target, Query] = {}  # what these ask for, spelled as Consul lists it: its names know no case
+        self._annotated_queries: dict[Target, Query] = {}  # what these ask for, as Consul spells it: names know no case
         self._annotated_by: dict[Name, set[Target]] = {}  # by the name in lower case
         self._refusals: dict[Target, Refusal] = {}
         self._unmappable: dict[tuple[int, Query], Skipped] = {}
@@ -173,7 +173,7 @@ class ConsulState:
             self._remarks = None
         for service in (*came, *gone) if self._annotated else ():
             for target in tuple(self._annotated_by.get((datacenter, service.lower()), ())):
-                if self._as_listed(self._annotated[target][1]) != self._meant[target]:
+                if self._as_listed(self._annotated[target][1]) != self._annotated_queries[target]:
                     changed |= self.annotate(target, *self._annotated[target], now)
         for service in came:
             changed |= self._choose((datacenter, service), listing.services[service], now)
@@ -244,12 +244,12 @@ class ConsulState:
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
         """A user-managed Service at `target` asks to be filled from `query`; returns the targets to look at."""
         self._refusals.pop(target, None)
-        meant = self._as_listed(query)
-        if target in self._annotated and self._meant[target] != meant:
+        spelled = self._as_listed(query)
+        if target in self._annotated and self._annotated_queries[target] != spelled:
             self.unannotate(target, now)
-        self._annotated[target], self._meant[target] = (rule, query), meant
+        self._annotated[target], self._annotated_queries[target] = (rule, query), spelled
         self._annotated_by.setdefault((query.datacenter, query.service.lower()), set()).add(target)
-        self._claim(meant, rule, target)
+        self._claim(spelled, rule, target)
         return {target}
 
     def _as_listed(self, query: Query) -> Query:
@@ -267,7 +267,7 @@ class ConsulState:
         if asked is None:
             return set() if refused is None else {target}
         self._annotated_by[asked[1].datacenter, asked[1].service.lower()].discard(target)
-        self._withdraw(self._meant.pop(target), target, now, annotated=True)
+        self._withdraw(self._annotated_queries.pop(target), target, now, annotated=True)
         if not self._assignments.winners(target):
             self._unsubscribed.add(target)
         return {target}
@@ -373,7 +373,7 @@ class ConsulState:
 
     def asked_by_annotation_alone(self, queries: Iterable[Query]) -> frozenset[Query]:
         """Those of the `queries` that only users' Services want: what is wrong with them is for those people."""
-        annotated = set(self._meant.values()).intersection(queries)
+        annotated = set(self._annotated_queries.values()).intersection(queries)
         if not annotated:  # mostly; what rules select are thousands
             return frozenset()
         return frozenset(annotated.difference(c.query for cs in (*self._selected.values(), self._unlisted) for c in cs))
@@ -551,9 +551,9 @@ class ConsulState:
         """What the user's Service at `target` asks for, as far as is known."""
         return self._annotated.get(target)
 
-    def meant(self, target: Target) -> Query | None:
+    def annotated_query(self, target: Target) -> Query | None:
         """The same, with the service's name as Consul lists it."""
-        return self._meant.get(target)
+        return self._annotated_queries.get(target)
 
     def refusal(self, target: Target) -> Refusal | None:
         """Why the user's Service at `target` does not get what it asks for, as far as grants decide."""

@@ -170,7 +170,7 @@ class ConsulProbes:
                     "(consul.datacenters)"
                 )
             else:
-                asked.append((target, consul_state.meant(target) or request[1]))
+                asked.append((target, consul_state.annotated_query(target) or request[1]))
         return strange, asked
 
     def _services(self) -> Iterator[Probe]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from bridge.kube.reads import list_into, list_once, list_pages
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer, belongs_to
 from bridge.retry import RetryPolicy
+from tests.support.fakes import silent_port
 from tests.support.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
 from tests.support.options import kube_config
 from tests.unit.kube.builders import (
@@ -653,23 +653,15 @@ def test_closing_interrupts_whatever_a_thread_waits_for(fake: FakeKube, client: 
 
 
 def test_closing_interrupts_connecting(tmp_path: Path) -> None:
-    """An address that never answers: a full listen queue stands in for it."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(deaf.getsockname())
+    """An address that never answers."""
+    with silent_port() as port:
         fake = FakeKube()
-        fake.port = deaf.getsockname()[1]
+        fake.port = port
         config = kube_config(kubeconfig=fake.kubeconfig(tmp_path), connect_timeout_seconds=30)
         cache = Informer(KubeClient(config), None, "default", lambda _: None, QUICK)
         cache.start()
         time.sleep(0.2)
         assert cache.close(CLOSE_SECONDS)
-        for filler in fillers:
-            filler.close()
 
 
 def test_a_thread_that_dies_of_a_bug_is_reported(fake: FakeKube, client: KubeClient) -> None:

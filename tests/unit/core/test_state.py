@@ -614,7 +614,7 @@ def test_an_annotation_that_changes_its_rule_alone_replaces_it() -> None:
     assert (made.annotation(HERE), [s.rule for s in made.sources(HERE) or ()]) == ((two, WEB), [two])
     asked = replace(WEB, service=WEB.service.upper())
     made.annotate(HERE, two, asked, 2.0)
-    assert (made.annotation(HERE), made.meant(HERE)) == ((two, asked), WEB)
+    assert (made.annotation(HERE), made.annotated_query(HERE)) == ((two, asked), WEB)
 
 
 def test_only_a_datacenter_that_was_listed_can_lack_a_name() -> None:

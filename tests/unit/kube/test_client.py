@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import socket
 import ssl
 import stat
 import sys
@@ -26,6 +25,7 @@ from bridge.kube import transport as transport_module
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.transport import Response
 from bridge.retry import RetryPolicy
+from tests.support.fakes import silent_port
 from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
 from tests.support.options import kube_config
 
@@ -551,19 +551,11 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str) -> None:
 
 
 def test_connecting_takes_no_longer_than_it_may(tmp_path: Path) -> None:
-    """A full listen queue answers nothing: transient after connect_timeout_seconds."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(deaf.getsockname())
-        path = kubeconfig(tmp_path, f"http://127.0.0.1:{deaf.getsockname()[1]}")
+    """What never answers is transient after connect_timeout_seconds."""
+    with silent_port() as port:
+        path = kubeconfig(tmp_path, f"http://127.0.0.1:{port}")
         with pytest.raises(TransientError, match="connecting took too long"):
             version(kube_config(kubeconfig=path, connect_timeout_seconds=0.2))
-        for filler in fillers:
-            filler.close()
 
 
 def test_a_context_without_a_kubeconfig_is_refused() -> None:
