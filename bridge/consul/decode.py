@@ -31,8 +31,8 @@ FILTERED = "Consul left results out for lack of rights (X-Consul-Results-Filtere
 HIDDEN = "Consul left results out for lack of rights (X-Consul-Results-Filtered-By-ACLs), some of what was there before"
 
 _SEVERITY = (Status.PASSING, Status.WARNING, Status.UNKNOWN, Status.CRITICAL, Status.MAINTENANCE)
-_SEVERITY_OF = {"passing": 0, "warning": 1, "critical": 3}
 _UNKNOWN, _MAINTENANCE = 2, 4
+_SEVERITY_OF = {"passing": 0, "warning": 1, "critical": 3, "maintenance": _MAINTENANCE}
 _TEXT_LIMIT = 4096
 _ADDRESS_LIMIT = 512
 OUTPUT_LIMIT = 300
@@ -179,7 +179,8 @@ def worst(checks: Iterable[Check]) -> tuple[Status, str]:
     """The worst status among checks, and the id of the check that decided it ("" when all is well or there is none).
 
     Order: maintenance > critical > unknown > warning > passing; of equals the first by id. A status that is not one
-    of Consul's three is `unknown`: never ready by accident.
+    of Consul's three, nor `maintenance` (what a peer says in its one check of an instance), is `unknown`: never ready
+    by accident.
     """
     worst, name = 0, ""
     for check in checks:

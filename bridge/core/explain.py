@@ -170,7 +170,7 @@ def explain(
     problem = select.excluded(service)
     if problem is not None:
         problem, rule, choice = Reason(Code.NEVER_MIRRORED, why=problem), None, None
-    elif tags is None:
+    elif tags is None and not (rule is not None and rule.unlisted):
         problem = Reason(Code.NOT_LISTED, datacenter=truncate(datacenter))
     elif rule is None:
         problem = Reason(Code.NO_RULE)
@@ -196,6 +196,8 @@ def explain(
     ]
     name_endpoints([*((rule or Rule(), decision) for decision in own), *co_decisions], current)
     consul, rows, explained = _rows(rule, knowledge, own, observed, _containers(current, plan))
+    if rule is not None and rule.peer and isinstance(knowledge, Known):
+        consul += f" of the peer {truncate(rule.peer)}"
     active = plan.active_datacenter if plan is not None else None
     if active is not None and active.name != datacenter:
         rows = tuple(_on_standby(row, active) for row in rows)

@@ -160,6 +160,7 @@ class Code(StrEnum):
     PATTERN_HOLDS = "pattern_holds"
     SELECTION_HOLDS = "selection_holds"
     MOVE_HOLDS = "move_holds"
+    PLACE_HOLDS = "place_holds"
     ADDRESS_KIND_ABSENT = "address_kind_absent"
     NAMESPACE_ABSENT = "namespace_absent"
     RIGHTS_MISSING = "rights_missing"
@@ -392,6 +393,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PATTERN_HOLDS: "{rule}: `services` has {pattern}, which matches nothing in Consul, and no rule selects "
     "{service} for this name any more",
     Code.SELECTION_HOLDS: "{rule}: it wants {asks}, which no instance in Consul has",
+    Code.PLACE_HOLDS: "{rule}: its peer, namespace or partition has shown no instance since the bridge started",
     Code.MOVE_HOLDS: "a rule sends {service} elsewhere now, which does not serve it yet: {why}",
     Code.ADDRESS_KIND_ABSENT: "no instance has an address of the kind {kind!r} (`instances.address`); there are "
     "{found}",

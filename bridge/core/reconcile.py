@@ -483,7 +483,7 @@ def _may_be_meant(
         d for found, rule in everything for d in instances.decide(found, rule, current, resolved, around.nodes)
     ]
     registered = {endpoint.address for decision in decisions for _, endpoint in decision.endpoints}
-    filtered = any(source.query.filter and not source.known.instances for source in sources)
+    filtered = any((s.query.filter or s.rule.unlisted) and not s.known.instances for s in sources)
     groups = (*(current.endpoints.groups if current.endpoints else ()), *(s.group for s in current.slices))
     return filtered or any(e.address in registered for group in groups for e in group.endpoints if e.ready)
 

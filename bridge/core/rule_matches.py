@@ -11,6 +11,8 @@ target where it is now, or the pattern looks like its name | is held: the patter
 rule may mean it, and send it elsewhere |
 | tags, meta or a filter of a rule are others than those that the Service was made for, and have selected no instance \
 yet, of any service | what Consul still lists is held: they may be misspelt |
+| a rule is about a peer, namespace or partition that is not listed, which has shown none of its instances yet | is \
+held: that place may be misspelt, and Consul shows nothing of one that does not exist |
 | anything else (the rule has gone from the settings; the name was taken out of it; it has selected something before, \
 so Consul has changed) | goes after its grace period |
 

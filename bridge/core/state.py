@@ -200,7 +200,7 @@ class ConsulState:
             return set()
         self._note_healthy(query, before, state, now)
         self._views[query] = state if before is None else replace(state, former=_former(before, state))
-        self._note_matches(choice for choice in self.chosen(name_of(query)) if choice.query == query)
+        self._note_matches(c for c in (*self.chosen(name_of(query)), *self._unlisted) if c.query == query)
         left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
         return left | (self._combined_of(query) if same else self._feeds.get(query, set()))
 
@@ -503,6 +503,11 @@ class ConsulState:
             listed = (name for name in self._owned.get(target, ()) if self.is_listed(name))
             doubts = (self._matches.misspelt(target, *name) or self._matches.unselected(*name) for name in listed)
             return next(filter(None, doubts), None)
+        orders = [c.order for c in self._unlisted if (c.query, c.rule) in winners]
+        if len(orders) == len(winners):
+            shown = any(self._matches.has_selected(order) for order in orders)
+            empty = all(self._views.get(query) == Known(()) for query, _ in winners)
+            return Reason(Code.PLACE_HOLDS, rule=winners[0][1].title) if empty and not shown else None
         for query, rule in winners:
             chosen = self._choices(query, target)
             known = self._views.get(query)

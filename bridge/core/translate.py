@@ -146,6 +146,7 @@ def translate(
     warnings = (
         *(text for source_rule, _, _ in sources for text in source_rule.warnings),
         *(_none_selected(Code.NONE_LEFT, *source) for source in unselecting),
+        *(_peer_empty(query) for _, query, known in sources if query.peer and not (known.instances or known.invalid)),
         *(text for source_rule, _, known in sources for text in _tag_hints(source_rule, known)),
         *(text for source_rule, _, known in sources for text in _address_hints(source_rule, known)),
         *warnings,
@@ -181,8 +182,12 @@ def _no_service_port(
         return Reason(Code.NO_USABLE_ADDRESSES)
     if (narrowing := next((source for source in sources if source[0].narrows), None)) is not None:
         return _none_selected(Code.NONE_SELECTED, *narrowing)
-    peer = next((query.peer for _, query, _ in sources if query.peer), "")
-    return Reason(Code.PEER_EMPTY, peer=truncate(peer)) if peer else Reason(Code.NO_INSTANCES)
+    imported = next((query for _, query, _ in sources if query.peer), None)
+    return _peer_empty(imported) if imported is not None else Reason(Code.NO_INSTANCES)
+
+
+def _peer_empty(query: Query) -> Reason:
+    return Reason(Code.PEER_EMPTY, peer=truncate(query.peer))
 
 
 _WITHOUT_PORT = (Code.NO_PORT, Code.PORT_INVALID, Code.PORTS_INVALID, Code.OMITTED)

@@ -450,7 +450,7 @@ def test_a_budget_too_small_for_the_datacenters_is_refused_before_anything_is_se
 
 
 def test_queries_that_aggregate_watches_cannot_see_are_polled(recorder: Recorder) -> None:
-    """No watch sees them, nor does the listing's index move; the fake ignores `peer`, so the flips are hidden otherwise."""
+    """No watch sees them, nor does the listing's index move; the fake ignores `peer`, so these are flips of no list."""
     with FakeConsul() as consul:
         fill(consul, 30)
         queries = frozenset(Query("dc1", f"s{n:03}", peer="cloud") for n in range(30))

@@ -99,6 +99,7 @@ def test_instances_are_sorted_whatever_the_order_of_the_answer() -> None:
             Status.MAINTENANCE,
             "_service_maintenance:x",
         ),
+        ([check("x:overall-check", "maintenance")], Status.MAINTENANCE, "x:overall-check"),  # of a peer
         ([check("b", CRITICAL), check("a", CRITICAL)], Status.CRITICAL, "a"),
         ([check("a", None)], Status.UNKNOWN, "a"),
         ([check("a", ["passing"])], Status.UNKNOWN, "a"),

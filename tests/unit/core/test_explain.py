@@ -424,11 +424,12 @@ def test_a_rule_that_does_not_get_its_target_names_the_one_that_has_it() -> None
 
 def test_what_is_asked_for_by_name_needs_no_listing_to_be_explained() -> None:
     """A rule about another namespace: no one lists what is there."""
-    there = replace(PRIMARY, services=("db",), namespace="team", unlisted=True, datacenters=("dc1",))
+    there = replace(PRIMARY, services=("db",), peer="cloud", unlisted=True, datacenters=("dc1",))
     (choice,) = unlisted([there])
-    shown = explain("db", "dc1", tags=None, rules=[there], chosen=choice)
-    assert (shown.rules, shown.target) == (
+    shown = explain("db", "dc1", tags=None, rules=[there], chosen=choice, knowledge=Known(()))
+    assert (shown.rules, shown.target, shown.problem, shown.consul) == (
         (RuleVerdict("primary (bridge.yaml:2:5)", "", "default/db-primary"),), "default/db-primary",
+        "", "0 instances of the peer cloud",
     )  # fmt: skip
 
 

@@ -249,6 +249,15 @@ def test_a_service_of_another_place_does_not_leave_with_its_last_instance() -> N
     assert [(change.action, change.kind) for change in plan.writes] == [(Action.CREATE, Kind.ENDPOINTS)]
 
 
+def test_what_a_peer_has_not_shown_yet_is_in_doubt() -> None:
+    """Nothing of what is there is known as registered, and may be meant all the same."""
+    imported = replace(rule(), services=("radosgw",), datacenters=("dc1",), peer="clod", unlisted=True)
+    consul_state = state(rules=(imported,))
+    consul_state.on_view(replace(WEB, peer="clod"), Known(()))
+    plan = plan_of(consul_state, standing("10.0.0.1"))
+    assert (plan.doubt and plan.doubt.code, codes_of(plan.warnings)) == (Code.PLACE_HOLDS, (Code.PEER_EMPTY,))
+
+
 def test_what_the_control_plane_mirrored_is_asked_for_once_it_is_needed() -> None:
     """Our slices go when the mirror carries the same; when it cannot be seen they stay."""
     asked: list[Target] = []

@@ -25,6 +25,7 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.reasons import Code
 from bridge.core.state import ConsulState
 from bridge.pipeline.scope import anchored
 
@@ -670,6 +671,21 @@ def test_what_is_listed_here_says_nothing_about_a_service_of_another_place(first
     assert made.expire(100.0) == set()
     made.record_owned(Target("apps", "db"), [("dc1", "db")], 100.0)
     assert (made.missing("dc1", made.targets()), Query("dc1", "db") in made.wanted()) == ((1, 2), True)
+
+
+def test_a_place_that_has_shown_nothing_yet_may_be_misspelt() -> None:
+    """Consul shows nothing of a peer that does not exist; one that has shown an instance has lost it."""
+    made, imported = ConsulState((IMPORTED, *RULES), ["dc1"], 30.0), Query("dc1", "db", peer="cloud")
+    made.on_listing("dc1", listing("web"), 0.0)
+    made.record_owned(CLOUD, [("dc1", "db")], 0.0)
+    doubts = [made.doubt(CLOUD, "")]
+    for view in (Known(()), known("10.1.0.1"), Known(())):
+        made.on_view(imported, view)
+        doubts.append(made.doubt(CLOUD, ""))
+    made.replace_rules((replace(IMPORTED, peer="clod"), *RULES), 1.0)
+    made.on_view(replace(imported, peer="clod"), Known(()))
+    doubts.append(made.doubt(CLOUD, ""))
+    assert [reason and reason.code for reason in doubts] == [None, Code.PLACE_HOLDS, None, None, Code.PLACE_HOLDS]
 
 
 def test_what_came_from_another_place_goes_with_its_rule() -> None:
