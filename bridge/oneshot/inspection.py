@@ -342,6 +342,8 @@ class _Inspection:
         )
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=Reason(Code.NOT_READ, what=datacenter, why=listing.reason))
+        if at is not None and not self._is_seen(at):
+            explanation = replace(explanation, rows=tuple(replace(r, kubernetes="unknown") for r in explanation.rows))
         if at is not None and at.namespace in self._absent:
             explanation = replace(explanation, warnings=(self._absent[at.namespace], *explanation.warnings))
         return explanation

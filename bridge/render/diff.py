@@ -84,6 +84,9 @@ def _lines_before(change: Change, before: Current | None) -> list[str]:
         )
     if change.kind is Kind.ENDPOINTS and before.endpoints is not None:
         e = before.endpoints
+        if e.meta.owner is None and not e.groups:
+            at = change.target
+            return [clean(f"(not read: kubectl get endpoints {at.name} --namespace {at.namespace} -o yaml)")]
         return body_lines(EndpointsBody(e.groups, e.meta.labels, e.meta.annotations))
     if change.kind is Kind.HTTP_ROUTE and isinstance(before.route, CurrentRoute) and before.route.route is not None:
         return body_lines(RouteBody(before.route.route, before.route.meta.labels, before.route.meta.annotations))

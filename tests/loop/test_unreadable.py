@@ -153,6 +153,7 @@ def test_status_and_explain_show_the_others_and_say_what_cannot_be_read(both: Bo
     explained = explain_once("b", **both.sides, **asked)
     (explanation,), troubles = explained.explanations, explained.trouble
     assert (explanation.differences, troubles) == ((), status.trouble)
+    assert [row.kubernetes for row in explanation.rows] == ["unknown"]  # it is there, and "absent" would be wrong
 
 
 def test_purge_deletes_in_the_other_namespaces_and_reports_this_one(both: Both) -> None:

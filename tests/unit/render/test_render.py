@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
 
-from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
+from bridge.core.model import Action, Conflict, CurrentEndpoints, EndpointsBody, Held, Kind, Query, Skipped, Target
 from bridge.core.reasons import Code, Reason
 from bridge.errors import TransientError
 from bridge.render.layout import Column, clean, columns, painter
 from bridge.render.reports import failed_lines, purge_text, render, summary_line
 from bridge.report import Failure, Outcome, Report
 from tests.unit.core.builders import said
-from tests.unit.render.builders import TARGET, before, change, created, done, group, plan, report, service_body
+from tests.unit.render.builders import TARGET, before, change, created, done, group, meta, plan, report, service_body
 
 HOSTILE = "evil\x1b[2J\r\n\x07\u202e[bold]x"
 
@@ -251,6 +252,15 @@ def test_a_diff_of_a_creation_and_a_deletion() -> None:
     lines = render(report(delete), "diff").splitlines()
     assert lines[:2] == ["--- current/Endpoints/storage/radosgw", "+++ /dev/null"]
     assert "-  - 10.0.0.1 (ready)" in lines
+
+
+def test_a_diff_of_endpoints_that_are_adopted_says_that_their_content_was_not_read() -> None:
+    """Endpoints of others are known without their addresses: the diff must not look as if nothing were replaced."""
+    body = EndpointsBody((group("10.0.0.1"),), (), ())
+    foreign = CurrentEndpoints(replace(meta(Kind.ENDPOINTS), owner=None), ())
+    outcome = Outcome(plan(change(Action.UPDATE, body=body)), before=replace(before(), endpoints=foreign))
+    lines = render(report(outcome), "diff").splitlines()
+    assert "-(not read: kubectl get endpoints radosgw --namespace storage -o yaml)" in lines
 
 
 def test_a_diff_without_changes_is_empty() -> None:
