@@ -88,20 +88,22 @@ from bridge.core.model import (
     SliceBody,
     Target,
 )
-from bridge.core.ownership import ADOPT as ADOPT
-from bridge.core.ownership import CATALOG_SYNC_LABEL as CATALOG_SYNC_LABEL
-from bridge.core.ownership import DATACENTER as DATACENTER
-from bridge.core.ownership import MANAGED_BY as MANAGED_BY
-from bridge.core.ownership import MANAGER as MANAGER
-from bridge.core.ownership import OWNER as OWNER
-from bridge.core.ownership import SERVICE as SERVICE
-from bridge.core.ownership import SERVICE_SYNC as SERVICE_SYNC
-from bridge.core.ownership import SIGNATURES, joined, rule_keys
-from bridge.core.ownership import SKIP_MIRROR as SKIP_MIRROR
-from bridge.core.ownership import SLICE_MANAGED_BY as SLICE_MANAGED_BY
-from bridge.core.ownership import SLICE_SERVICE as SLICE_SERVICE
-from bridge.core.ownership import origins as origins
-from bridge.core.ownership import ownership_labels as ownership_labels
+from bridge.core.ownership import (
+    ADOPT,
+    CATALOG_SYNC_LABEL,
+    DATACENTER,
+    MANAGED_BY,
+    MANAGER,
+    OWNER,
+    SERVICE_SYNC,
+    SIGNATURES,
+    SKIP_MIRROR,
+    SLICE_MANAGED_BY,
+    SLICE_SERVICE,
+    joined,
+    ownership_labels,
+    rule_keys,
+)
 from bridge.core.pairs import Pair, pairs_at, pairs_in, ready_endpoints, ready_pairs
 from bridge.core.ports import CLUSTER_IP, EXTERNAL_NAME
 from bridge.core.reasons import Code, Reason

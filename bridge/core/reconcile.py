@@ -195,7 +195,7 @@ def names_at(current: Current) -> tuple[Name, ...]:
     for existing in current.objects:
         if existing.meta.owner is not None:
             marks = dict(existing.meta.ownership)
-            names.update(planning.origins(marks.get(planning.SERVICE, ""), marks.get(planning.DATACENTER, "")))
+            names.update(ownership.origins(marks.get(ownership.SERVICE, ""), marks.get(ownership.DATACENTER, "")))
     return tuple(sorted(names))
 
 

@@ -39,6 +39,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from bridge.core import ownership
 from bridge.errors import BridgeError, PermanentError, StaleError, TransientError
 from bridge.json_shape import Body
 from bridge.kube import objects
@@ -117,7 +118,7 @@ class LeaseLock:
         self.identity = identity
         self.duration_seconds = duration_seconds
         self._timeout_seconds = timeout_seconds
-        self._labels = {objects.MANAGED_BY: objects.MANAGER, **(labels or {})}
+        self._labels = {ownership.MANAGED_BY: ownership.MANAGER, **(labels or {})}
         self._annotations = annotations
         self._wall = wall
         self._path = _PATH.format(namespace=namespace)
@@ -192,7 +193,7 @@ class LeaseLock:
         }
         data = json.dumps(body, separators=(",", ":")).encode()
         answer = self._client.request(
-            method, path, query=(("fieldManager", objects.MANAGER),), body=data, timeout=self._timeout_seconds
+            method, path, query=(("fieldManager", ownership.MANAGER),), body=data, timeout=self._timeout_seconds
         )
         return _of_body(answer.body)
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from bridge.core import ownership
 from bridge.errors import PermanentError, StaleError, TransientError
 from bridge.json_shape import Body
 from bridge.kube import faults, objects
@@ -32,7 +33,7 @@ def holder(client: KubeClient, owner: str, namespaces: Iterable[str]) -> str:
     cannot see a Lease renewed, so its time is compared with the API server's, generously: a replica that was killed
     counts for `ALIVE_DURATIONS` of its Lease, if no other ends its session. One that ended cleanly has given it up.
     """
-    selector = f"{objects.MANAGED_BY}={objects.MANAGER},{objects.OWNER}={owner},{KIND}"
+    selector = f"{ownership.MANAGED_BY}={ownership.MANAGER},{ownership.OWNER}={owner},{KIND}"
     for namespace in namespaces:
         scope = f"/namespaces/{namespace}" if namespace else ""
         try:
@@ -84,8 +85,8 @@ class KubeLeases:
         self._namespace = config.namespace or client.namespace
         self._duration = config.duration_seconds
         self._timeout = min(3.0, 0.6 * config.times.margin)
-        self._labels = {objects.OWNER: config.owner}
-        selector = f"{objects.MANAGED_BY}={objects.MANAGER},{objects.OWNER}={config.owner},{KIND}"
+        self._labels = {ownership.OWNER: config.owner}
+        selector = f"{ownership.MANAGED_BY}={ownership.MANAGER},{ownership.OWNER}={config.owner},{KIND}"
         self._query = (("labelSelector", selector),)
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{self._namespace}/leases"
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 
+from bridge.core import ownership
 from bridge.core.model import CurrentEndpoints, Group, Kind, Target
 from bridge.errors import TransientError
 from bridge.kube import objects
 from bridge.kube.client import KubeClient
 
-SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 CONTROLLER = "endpointslicemirroring-controller.k8s.io"
 
 
 def mirrored(client: KubeClient, target: Target) -> tuple[Group, ...]:
     """Groups of the slices that the mirroring controller keeps for the Service at `target`, () when there are none."""
-    wanted = f"kubernetes.io/service-name={target.name},endpointslice.kubernetes.io/managed-by={CONTROLLER}"
+    wanted = f"{ownership.SLICE_SERVICE}={target.name},{ownership.SLICE_MANAGED_BY}={CONTROLLER}"
     path = objects.path(Kind.ENDPOINT_SLICE, target.namespace)
     answer = client.request("GET", path, query=[("labelSelector", wanted)])
     try:
@@ -29,7 +29,7 @@ def some_endpoints(
     client: KubeClient, namespace: str | None, owner: str, limit: int
 ) -> list[tuple[Target, tuple[Group, ...]]]:
     """Up to `limit` Endpoints of an owner id that ask to be mirrored, in `namespace` (None: in all)."""
-    wanted = f"{objects.OURS},{objects.OWNER}={owner},!{SKIP_MIRROR}"
+    wanted = f"{objects.OURS},{ownership.OWNER}={owner},!{ownership.SKIP_MIRROR}"
     query = [("labelSelector", wanted), ("limit", str(limit))]
     answer = client.request("GET", objects.path(Kind.ENDPOINTS, namespace), query=query)
     try:

@@ -53,27 +53,28 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.core.normalize import truncate
-from bridge.core.ownership import KEEP
+from bridge.core.ownership import (
+    CATALOG_SYNC_LABEL,
+    KEEP,
+    MANAGED_BY,
+    MANAGER,
+    OWNER,
+    RULE_ANNOTATIONS,
+    RULE_LABELS,
+    SKIP_MIRROR,
+    SLICE_MANAGED_BY,
+    SLICE_SERVICE,
+)
 from bridge.core.ports import app_protocol_field
 from bridge.core.reasons import Code, Reason
 from bridge.core.slice_union import POD_CONTROLLER
 from bridge.kube.client import FIELD_MANAGER
 
-MANAGED_BY = "app.kubernetes.io/managed-by"
-MANAGER = "consul-bridge"
-OWNER = "consul-bridge/owner"
-MIRROR = "consul-bridge/mirror"
 PREFIX = "consul-bridge/"
-CATALOG_SYNC = "consul"
-RULE_LABELS = "consul-bridge/rule-labels"
-RULE_ANNOTATIONS = "consul-bridge/rule-annotations"
-SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
-SERVICE_NAME = "kubernetes.io/service-name"
-SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 
 OURS = f"{MANAGED_BY}={MANAGER}"
 """Selects what any bridge made, whatever its owner id."""
-OF_NO_PODS = f"{SERVICE_NAME},{SLICE_MANAGED_BY}!={POD_CONTROLLER}"
+OF_NO_PODS = f"{SLICE_SERVICE},{SLICE_MANAGED_BY}!={POD_CONTROLLER}"
 """Selects the slices of Services that have no pods: ours, the control plane's mirrors, those of others."""
 OF_PODS = f"{SLICE_MANAGED_BY}={POD_CONTROLLER}"
 """Selects the slices that the control plane makes of pods, most of a cluster's."""
@@ -191,7 +192,7 @@ def _address(endpoint: Endpoint) -> Json:
 
 def slice_labels(body: SliceBody) -> dict[str, str]:
     """Labels of a slice: the given ones and the two that make it a slice of its Service, managed by us."""
-    return {**dict(body.labels), SERVICE_NAME: body.service, SLICE_MANAGED_BY: MANAGER}
+    return {**dict(body.labels), SLICE_SERVICE: body.service, SLICE_MANAGED_BY: MANAGER}
 
 
 def _slice(body: SliceBody) -> Json:
@@ -309,8 +310,8 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
     marks = {
         _pair(intern(k), intern(v)) for found in (labels, annotations) for k, v in found.items() if k.startswith(PREFIX)
     }
-    if CATALOG_SYNC in labels:
-        marks.add((CATALOG_SYNC, labels[CATALOG_SYNC]))
+    if CATALOG_SYNC_LABEL in labels:
+        marks.add((CATALOG_SYNC_LABEL, labels[CATALOG_SYNC_LABEL]))
     return Meta(
         kind=kind,
         namespace=intern(str(metadata.get("namespace") or "")),
@@ -405,7 +406,7 @@ def decode_slice(raw: object) -> CurrentSlice | None:
     meta = decode_meta(Kind.ENDPOINT_SLICE, raw)
     content = mapping(raw)
     labels = _pairs(mapping(content.get("metadata")).get("labels"))
-    service, manager = labels.get(SERVICE_NAME, ""), labels.get(SLICE_MANAGED_BY, "")
+    service, manager = labels.get(SLICE_SERVICE, ""), labels.get(SLICE_MANAGED_BY, "")
     kind = content.get("addressType")
     if meta is None or not service or not isinstance(kind, str) or kind not in Family.__members__.values():
         return None

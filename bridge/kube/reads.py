@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from bridge.core import ownership
 from bridge.core.model import SERVICE_KINDS, CurrentSlice, Kind, Meta, Target
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError, TransientError
 from bridge.json_shape import Body
@@ -154,7 +155,7 @@ def _read_leftovers(client: KubeClient, namespace: str | None, asked: Iterable[T
     """
     found: list[CurrentSlice] = []
     for names in _chunks(sorted({target.name for target in asked})):
-        selector = f"{objects.OF_PODS},{objects.SERVICE_NAME} in ({','.join(names)})"
+        selector = f"{objects.OF_PODS},{ownership.SLICE_SERVICE} in ({','.join(names)})"
         for items, _ in list_pages(client, Kind.ENDPOINT_SLICE, namespace, selector):
             found += (piece for item in items if (piece := objects.decode_slice(item)) is not None)
     return found

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bridge.core import annotated, ownership
 from bridge.core.model import (
     Action,
     Change,
@@ -149,7 +150,7 @@ class Store:
         """Services that ask to be filled: label (or annotation) `consul-bridge/mirror: "true"`, sorted."""
         with self._lock:
             found = [e.found for e in self._entries[Kind.SERVICE].values() if isinstance(e.found, CurrentService)]
-        asking = (s for s in found if (objects.MIRROR, "true") in s.meta.ownership)
+        asking = (s for s in found if (annotated.MIRROR, "true") in s.meta.ownership)
         return tuple(sorted(asking, key=lambda s: (s.meta.namespace, s.meta.name)))
 
     def without_selector(self, namespace: str | None) -> set[Target]:
@@ -482,7 +483,7 @@ class Store:
 
 
 def _is_a_bridges(found: Decoded | None) -> bool:
-    return isinstance(found, CurrentSlice) and found.manager == objects.MANAGER
+    return isinstance(found, CurrentSlice) and found.manager == ownership.MANAGER
 
 
 def _takes_slices(found: Decoded | None) -> bool:

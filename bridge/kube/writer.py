@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from bridge.core import ownership
 from bridge.core.model import Action, Change, Meta, ServiceBody, Target
 from bridge.errors import (
     AlteredError,
@@ -292,7 +293,7 @@ class Writer:
 
     def _taken(self, change: Change, raw: dict[str, Any]) -> StaleError | ConflictError:
         found = objects.decode_meta(change.kind, raw)
-        mine = dict(change.body.labels).get(objects.OWNER) if change.body is not None else None
+        mine = dict(change.body.labels).get(ownership.OWNER) if change.body is not None else None
         if found is not None and found.owner is not None and found.owner == mine:
             return StaleError(f"{_what(change)} is there already and ours: read it again")
         return ConflictError(f"{_what(change)} exists and belongs to {belongs_to(raw)}: left alone")
@@ -312,18 +313,18 @@ def belongs_to(raw: object) -> str:
     """Whose an object is, for people, as far as its metadata tells."""
     metadata = objects.mapping(objects.mapping(raw).get("metadata"))
     labels = objects.mapping(metadata.get("labels"))
-    manager = labels.get(objects.MANAGED_BY)
-    if manager == objects.MANAGER:
-        owner = labels.get(objects.OWNER)
+    manager = labels.get(ownership.MANAGED_BY)
+    if manager == ownership.MANAGER:
+        owner = labels.get(ownership.OWNER)
         return f'the bridge with owner id "{owner}"' if owner else "no owner id (its owner label was removed)"
-    if labels.get(objects.CATALOG_SYNC) == "true":
+    if labels.get(ownership.CATALOG_SYNC_LABEL) == "true":
         return "HashiCorp's consul-k8s catalog sync (label consul=true)"
     if manager:
         return str(manager)
     fields = metadata.get("managedFields")
     managers = {str(f.get("manager")) for f in fields if isinstance(f, dict)} if isinstance(fields, list) else set()
     if FIELD_MANAGER in managers:
-        return f"this bridge or another one by its field manager, but without the label {objects.MANAGED_BY}"
+        return f"this bridge or another one by its field manager, but without the label {ownership.MANAGED_BY}"
     return f"another client (written by {', '.join(sorted(managers))})" if managers else "another client"
 
 

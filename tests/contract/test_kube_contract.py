@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bridge.core import annotated, ownership
 from bridge.core.model import (
     SERVICE_KINDS,
     Body,
@@ -151,7 +152,7 @@ def test_create_answers_with_the_identity_and_our_pairs(side: Side, kind: Kind) 
     read = objects.decode_meta(kind, side.stored(kind))
     assert meta == read
     assert (meta.owner, meta.annotations) == ("default", bodies()[kind].annotations)
-    extra = {objects.SERVICE_NAME: "radosgw", objects.SLICE_MANAGED_BY: "consul-bridge"}
+    extra = {ownership.SLICE_SERVICE: "radosgw", ownership.SLICE_MANAGED_BY: "consul-bridge"}
     expected = {**dict(bodies()[kind].labels), **(extra if kind is Kind.ENDPOINT_SLICE else {})}
     assert dict(meta.labels) == expected
 
@@ -653,7 +654,7 @@ def test_an_endpoints_object_that_loses_our_label_is_no_longer_held(side: Side) 
     target = Target(side.namespace, "radosgw")
     with Watched(side) as watched:
         watched.write(create(endpoints(), side.namespace))
-        patch = {"metadata": {"labels": {objects.MANAGED_BY: None}}}
+        patch = {"metadata": {"labels": {ownership.MANAGED_BY: None}}}
         side.raw.json("PATCH", side.path(Kind.ENDPOINTS, "radosgw"), patch, "application/merge-patch+json")
         assert wait_for(lambda: watched.told == [target])
         assert watched.cache.current(target).endpoints is None
@@ -671,7 +672,7 @@ def test_services_of_others_are_reported_when_they_come_change_and_go(side: Side
     with Watched(side) as watched:
         side.put(raw_service(side.namespace, "theirs"))
         assert wait_for(lambda: watched.told == [target])
-        labels = {"metadata": {"labels": {objects.MIRROR: "true"}}}
+        labels = {"metadata": {"labels": {annotated.MIRROR: "true"}}}
         side.raw.json("PATCH", side.path(Kind.SERVICE, "theirs"), labels, "application/merge-patch+json")
         assert wait_for(lambda: len(watched.told) == 2)
         assert [s.meta.name for s in watched.cache.annotated_services()] == ["theirs"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bridge.core import ownership
 from bridge.core.model import (
     SERVICE_KINDS,
     Change,
@@ -64,7 +65,7 @@ class Side:
         if kind is not Kind.ENDPOINT_SLICE:
             found = self.raw.get(self.path(kind))
             return [found] if found is not None else []
-        mine = f"{objects.SERVICE_NAME}=radosgw,{objects.SLICE_MANAGED_BY}=consul-bridge"
+        mine = f"{ownership.SLICE_SERVICE}=radosgw,{ownership.SLICE_MANAGED_BY}=consul-bridge"
         return list((self.raw.get(f"{self.path(kind, '')}?labelSelector={mine}") or {})["items"])
 
     def current(self) -> Current:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pytest_httpserver import HTTPServer
 
+from bridge.core import ownership
 from bridge.core.model import Action, Change, Kind, Meta, Target
 from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube import informer as cache_module
@@ -607,7 +608,7 @@ def test_slices_follow_the_service_that_their_label_names(fake: FakeKube, runnin
     assert [s.meta.name for s in running.cache.current(RADOSGW).slices] == ["radosgw-abc"]
     found = fake.get("endpointslices", "default", "radosgw-abc")
     assert found is not None
-    found["metadata"]["labels"][objects.SERVICE_NAME] = "other"
+    found["metadata"]["labels"][ownership.SLICE_SERVICE] = "other"
     fake.put("endpointslices", found, manager="kubectl-edit")
     assert wait_for(lambda: sorted(running.told) == [Target("default", "other"), RADOSGW])
     assert running.cache.current(RADOSGW).slices == ()
@@ -872,7 +873,7 @@ def test_sixteen_writers_share_sixteen_connections(fake: FakeKube, client: KubeC
         thread.join()
     assert fake.connections <= 16
     assert len(fake.objects["", "endpoints"]) == 160
-    assert all(dict(marks())[objects.OWNER] == e.body["metadata"]["labels"][objects.OWNER]
+    assert all(dict(marks())[ownership.OWNER] == e.body["metadata"]["labels"][ownership.OWNER]
                for e in fake.objects["", "endpoints"].values())  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge.core import ownership
 from bridge.core.model import (
     CurrentEndpoints,
     CurrentRoute,
@@ -416,7 +417,7 @@ def test_what_a_service_and_its_objects_have_alike_is_one_object_in_memory() -> 
     (one,) = in_slice.group.endpoints
     assert one is addresses.groups[0].endpoints[0]
     assert one is endpoint_of(one.address, True, True, False, "", "", "", "")
-    owner = [[pair for pair in pairs if pair[0] == objects.OWNER] for pairs in (
+    owner = [[pair for pair in pairs if pair[0] == ownership.OWNER] for pairs in (
         addresses.meta.labels, in_slice.meta.labels, addresses.meta.ownership, in_slice.meta.ownership,
     )]  # fmt: skip
     assert {id(pair) for pairs in owner for pair in pairs} == {id(owner[0][0])}
@@ -428,7 +429,7 @@ def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
     raw = {
         "metadata": {
             "name": "x",
-            "labels": {objects.SERVICE_NAME: "web", objects.SLICE_MANAGED_BY: objects.MANAGER},
+            "labels": {ownership.SLICE_SERVICE: "web", ownership.SLICE_MANAGED_BY: ownership.MANAGER},
         },
         "addressType": "IPv4",
         "endpoints": [entry, entry],
@@ -444,7 +445,7 @@ def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
 def test_of_a_slice_of_others_only_its_name_and_the_wish_to_keep_it_are_read() -> None:
     """The control plane copies our labels to its mirrors, which are not ours for that."""
     marks = {"consul-bridge/keep": "true", "consul-bridge/service": "web"}
-    labels = {objects.SERVICE_NAME: "web", objects.MANAGED_BY: objects.MANAGER, objects.OWNER: "default"}
+    labels = {ownership.SLICE_SERVICE: "web", ownership.MANAGED_BY: ownership.MANAGER, ownership.OWNER: "default"}
     raw = {"metadata": {"name": "x", "labels": labels, "annotations": marks}, "addressType": "IPv4"}
     found = objects.decode_slice(raw)
     assert found is not None
@@ -456,7 +457,7 @@ def test_of_a_slice_of_others_only_its_name_and_the_wish_to_keep_it_are_read() -
 )
 def test_a_slice_that_cannot_be_ours_is_none(change: dict[str, Any]) -> None:
     """No Service, or an address type that we never write."""
-    raw = {"metadata": {"name": "x", "labels": {objects.SERVICE_NAME: "web"}}, "addressType": "IPv4"}
+    raw = {"metadata": {"name": "x", "labels": {ownership.SLICE_SERVICE: "web"}}, "addressType": "IPv4"}
     assert objects.decode_slice(raw) is not None
     assert objects.decode_slice({**raw, **change}) is None
 
