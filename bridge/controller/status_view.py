@@ -106,7 +106,7 @@ def _state(outcome: Outcome | None, reason: str) -> tuple[ServiceState, str]:
     if state is ServiceState.FAILED:
         return state, "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
     if state is ServiceState.UNKNOWN and reason:
-        return state, f"Consul could not be asked: {reason}; what is there stays"
+        return state, f"{reason}; what is there stays"
     return state, state_detail(state, plan, waiting, list(map(hold_text, plan.held)))
 
 

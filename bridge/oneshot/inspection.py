@@ -304,7 +304,9 @@ class _Inspection:
         if target.namespace in self.loaded.store.unreadable:
             detail = f"namespace {target.namespace} could not be read; what is there stays"
         elif plan is None:
-            detail = "Consul could not be asked; what is there stays"
+            trouble = self.loaded.consul_state.trouble()
+            why = "; ".join(dict.fromkeys(trouble[query] for query in queries if query in trouble))
+            detail = f"{why or 'Consul could not be asked'}; what is there stays"
         elif target.namespace in self._absent:
             detail = self._absent[target.namespace]
         else:

@@ -107,6 +107,15 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
         yield Harness(consul, kube, tmp_path)
 
 
+def test_a_filter_that_consul_refuses_is_the_reason_in_its_own_row(harness: Harness) -> None:
+    """Consul was asked, and answers what other Services ask: it does not read as if it were away."""
+    harness.register(1, "web")
+    harness.person("odd", {"consul-bridge/service": "web", "consul-bridge/filter": "((("})
+    details = {row.name: row.detail for row in harness.status().services}
+    assert details["odd"].startswith("Consul cannot use the filter '(((': ")
+    assert details["odd"].endswith("; what is there stays")
+
+
 # --------------------------------------------------------------------------- what cannot be made
 
 
