@@ -362,7 +362,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "{other!r} (for {second})",
     Code.NODE_ADDRESSES: "{count} addresses are those of this cluster's own nodes ({first}, for example): the Service "
     "leads to what listens there; `deny_cidrs` refuses them",
-    Code.ZONE_INVALID: "zone {zone!r} is no label value: its endpoints have no zone",
+    Code.ZONE_INVALID: "zone {zone!r} is no label value{more}: its endpoints have no zone",
     Code.HIDDEN: "instances on nodes that the Consul token may not see: what is ready in Kubernetes and not shown "
     'stays; a token with node_prefix "" {{ policy = "read" }} sees them',
     Code.BEING_DELETED: "the Service is being deleted; it is recreated when it is gone",

@@ -464,7 +464,15 @@ def _port_warnings(decision: InstanceDecision, rule: Rule, service: CurrentServi
 
 
 def _zone_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:
-    for rule, _, decision in decisions:
-        for key, value in decision.instance.node_meta if decision.endpoints else ():
-            if key == rule.instances.zone_meta and value and not is_label_value(value):
-                yield Reason(Code.ZONE_INVALID, zone=truncate(value))
+    """One warning, however many zones of nodes are none."""
+    odd = sorted(
+        {
+            value
+            for rule, _, decision in decisions
+            for key, value in (decision.instance.node_meta if decision.endpoints else ())
+            if key == rule.instances.zone_meta and value and not is_label_value(value)
+        }
+    )
+    if odd:
+        more = f" (as {len(odd) - 1} more)" if len(odd) > 1 else ""
+        yield Reason(Code.ZONE_INVALID, zone=truncate(odd[0]), more=more)

@@ -37,7 +37,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
                 change(Action.UNCHANGED, Kind.ENDPOINTS),
                 conflicts=(Conflict(TARGET, Kind.ENDPOINTS, Reason(Code.TAKEN, said="not ours")),),
                 skipped=(Skipped("radosgw", "i-1", Reason(Code.ADDRESS_LOOPBACK, address="127.0.0.1")),),
-                warnings=(Reason(Code.ZONE_INVALID, zone="a b"),),
+                warnings=(Reason(Code.ZONE_INVALID, zone="a b", more=""),),
                 held=(Held(TARGET, Code.HELD_REMOVAL, 3, "12 of 20"),),
             )
         ),
