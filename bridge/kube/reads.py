@@ -226,7 +226,8 @@ def scopes_of(namespaces: Namespaces) -> tuple[str | None, ...]:
 def refusal_of(refused: Mapping[Kind, BridgeError]) -> str:
     """The message about a namespace that may not be listed."""
     first, *others = refused
-    also = f" So it is with {', '.join(objects.PLURAL[kind] for kind in others)}." if others else ""
+    more = ", ".join(objects.PLURAL[kind] for kind in others)
+    also = f" The same is refused for {more}; `bridge check` names all rights that are missing." if others else ""
     return f"{refused[first]}.{also} (A namespace that does not exist is refused in the same words)"
 
 

@@ -58,7 +58,7 @@ def _user(client: KubeClient) -> Iterator[Probe]:
 
 
 def ending(
-    name: str, what: str, end: datetime | None, *, endless: str, renewed: bool, remedy: str = "renew it where it stands"
+    name: str, what: str, end: datetime | None, *, endless: str, renewed: bool, remedy: str = "renew it there"
 ) -> Probe:
     """Something with an end; a warning when that is past, or near where nothing renews it.
 

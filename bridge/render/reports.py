@@ -276,7 +276,7 @@ def failed_lines(report: Report) -> list[str]:
         then = f" (therefore not tried: {_first(after)})" if after else ""
         lines.append(f"{action} {kind} {namespace}/{_first(names)}: {reason}{then}")
     for (namespace, reason), targets in unreadable.items():
-        wanted = f", which {_first(targets)} would go to," if targets else ""
+        wanted = f" for {_first(targets)}" if targets else ""
         lines.append(f"reading namespace {namespace}{wanted} (what is there stays): {reason}")
     for (datacenter, reason), services in unread.items():
         lines.append(f"reading {_first(services)} in {datacenter} (what is there stays): {reason}")

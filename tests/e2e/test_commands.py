@@ -112,7 +112,7 @@ def test_check_names_what_mends_each_failure(
     bad = {name: words for name, words in probes(result).items() if words[0] != "ok"}
     expected = {
         "narrow": ("warning", "never used: rule 1 ", "put the narrower rule first"),
-        "kubernetes token": ("warning", f"in kubeconfig {limited}; ends", "renew it where it stands"),
+        "kubernetes token": ("warning", f"in kubeconfig {limited}; ends", "renew it there"),
         "networks": ("warning", "guard.allow_cidrs"),
         "names": ("warning", f"{prefix}WEB-: {namespace}/{prefix}web goes to {prefix}web in dc1", "name template"),
         f"reading x{prefix}": ("failed", "Consul cannot use the filter 'Nonsense =='", "rules[].filter"),

@@ -439,7 +439,7 @@ def test_a_certificate_and_a_token_are_reported_with_their_ends(
         assert states[name][1].startswith(f"in kubeconfig {path}; end")
         assert token(seconds) not in str(states)
     assert {name: state for name, (state, _) in states.items()} == {"month": "ok", "days": "warning", "over": "warning"}
-    assert states["over"][1].endswith("-> renew it where it stands")
+    assert states["over"][1].endswith("-> renew it there")
 
 
 def test_a_proxy_and_an_unverified_server_are_reported(both: Both, tmp_path: Path) -> None:

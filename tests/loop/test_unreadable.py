@@ -94,7 +94,7 @@ def test_one_pass_serves_the_others_and_reports_the_namespace(both: Both, resour
     assert f"forbids us to list {resource} in namespace apps. Grant it with a Role" in row.reason
     assert exit_status(report, dry_run=False, exit_code=False) == 1
     (line,) = failed_lines(report)
-    assert line.startswith("reading namespace apps, which b would go to, (what is there stays): Kubernetes")
+    assert line.startswith("reading namespace apps for b (what is there stays): Kubernetes")
     both.kube.allow()
     assert (both.sync().failed, both.ready("apps", "b")) == ((), ["10.0.0.2"])
 
@@ -194,7 +194,10 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
         eventually(unreadable, 1.0)
         detail, report = bridge.ready()[1], bridge.status()["report"]
         assert (detail["kubernetes"], list(detail["forbidden_namespaces"])) == ("ok", ["apps"])
-        eventually(lambda: "So it is with endpoints." in bridge.ready()[1]["forbidden_namespaces"]["apps"], True)
+        eventually(
+            lambda: "The same is refused for endpoints;" in bridge.ready()[1]["forbidden_namespaces"]["apps"],
+            True,
+        )
         assert {(row["namespace"], row["name"]) for row in report["failed"]} == {("apps", n) for n in ("b", "b-left")}
         assert {(row.name, row.state) for row in bridge.services()} >= {("a", "in_sync"), ("b", "unknown")}
         assert len(both.writes_in("apps")) == before

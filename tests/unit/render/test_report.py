@@ -263,6 +263,6 @@ def test_targets_of_an_unreadable_namespace_are_failed_reads() -> None:
         ("read", "empty", "", "", ""),
     ]
     assert failed_lines(found) == [
-        "reading namespace apps, which s-0, s-1, s-2 and 2 more would go to, (what is there stays): forbidden",
+        "reading namespace apps for s-0, s-1, s-2 and 2 more (what is there stays): forbidden",
         "reading namespace empty (what is there stays): forbidden",
     ]
