@@ -174,7 +174,7 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
         assert "conflicting_writer" not in maker.readiness()
         pause(16)
         taker.start()
-        eventually(lambda: "again and again" in maker.readiness().get("conflicting_writer", ""), True, 60)
+        eventually(lambda: "again and again" in maker.readiness().get("conflicting_writer", ""), True, 150)
         # it stops taking at the first sign, so it may have seen only that its own deletions are undone
         eventually(lambda: f"owner id '{owner}'" in taker.readiness().get("conflicting_writer", ""), True, 60)
         # the metric is set twice a second, /readyz when it is asked
@@ -296,7 +296,7 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
     assert (row["action"], row["namespace"], row["name"]) == ("read", closed, f"{prefix}b")
     role = "kubectl create role consul-bridge-list-services --verb=list --resource=services"
     assert f"{role} -n {closed} && kubectl create rolebinding" in row["message"]
-    assert f"failed: reading namespace {closed}, which {prefix}b would go to" in result.stderr
+    assert f"failed: reading namespace {closed} for {prefix}b (what is there stays)" in result.stderr
     daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
     try:
         daemon.start()

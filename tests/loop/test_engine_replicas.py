@@ -217,8 +217,8 @@ def test_a_host_name_with_changing_addresses_is_no_conflicting_writer(
     """Each answer is written, however often it differs: no other writer undid the one before."""
     answers = [f"10.0.5.{n}" for n in range(1, 8)]
 
-    def look_up(_self: object, _name: str) -> tuple[str, ...]:
-        return (answers[0] if len(answers) == 1 else answers.pop(0),)
+    def look_up(_self: object, _name: str) -> tuple[tuple[str, ...], bool]:
+        return (answers[0] if len(answers) == 1 else answers.pop(0),), False
 
     monkeypatch.setattr(Resolver, "_look_up", look_up)
     harness.consul.register("web", "vm-1", "files.example", 80)
