@@ -10,7 +10,7 @@ from bridge.oneshot.probe import OK, WARNING, Probe
 Minor = tuple[int, int]
 TRIED: Mapping[str, tuple[Minor, ...]] = {
     "kubernetes": ((1, 27), (1, 29), (1, 31), (1, 33), (1, 35), (1, 37)),
-    "consul": ((1, 15), (1, 16), (1, 18), (1, 20), (1, 22)),
+    "consul": ((1, 15), (1, 16), (1, 18), (1, 20), (1, 21), (1, 22)),
 }
 """In ascending order; a test compares them with the page."""
 

@@ -24,7 +24,7 @@ from tests.support.lab import LabError
 from tests.support.lab.build import TOOLS, binaries
 
 KUBERNETES_VERSIONS = ("1.27.16", "1.29.15", "1.31.13", "1.33.13", "1.35.4")
-CONSUL_VERSIONS = ("1.15.6", "1.16.6", "1.18.2", "1.20.6", "1.22.5")
+CONSUL_VERSIONS = ("1.15.6", "1.16.6", "1.18.2", "1.20.6", "1.21.0", "1.22.5")
 """What can be built; docs/compatibility.md says of each other version why it cannot."""
 FAULTS = ("consul-kill", "consul-restored", "etcd-kill", "kube-410")
 TESTS = (
