@@ -142,6 +142,7 @@ class ConsulState:
         self._subscribed_in: Counter[str] = Counter()  # how many of them, by datacenter
         self._touched: set[Query] = set()  # what may be wanted, or known, otherwise than at the last commit
         self._unlisted: tuple[select.Choice, ...] = ()
+        self._unlisted_by_query: dict[Query, list[select.Choice]] = {}
         self._uses: Counter[int] = Counter()  # of each rule, by its order: the listed services that it selects
         self._remarks: tuple[Reason, ...] | None = None
         self._hints: dict[str, str] = {}
@@ -200,7 +201,8 @@ class ConsulState:
             return set()
         self._note_healthy(query, before, state, now)
         self._views[query] = state if before is None else replace(state, former=_former(before, state))
-        self._note_matches(c for c in (*self.chosen(name_of(query)), *self._unlisted) if c.query == query)
+        unlisted = self._unlisted_by_query.get(query, ())
+        self._note_matches((*(c for c in self.chosen(name_of(query)) if c.query == query), *unlisted))
         left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
         return left | (self._combined_of(query) if same else self._feeds.get(query, set()))
 
@@ -350,7 +352,7 @@ class ConsulState:
         """Whether a rule or a user's Service asks for a service, or objects of ours came from it."""
         name = name_of(query)
         chosen = self.chosen(name)
-        if query in self._feeds or any(choice.query == query for choice in (*chosen, *self._unlisted)):
+        if query in self._feeds or query in self._unlisted_by_query or any(c.query == query for c in chosen):
             return True
         remembered = not chosen and query.datacenter in self.datacenters and query == Query(*name)
         return remembered and self._is_owned_from_here(name)
@@ -653,6 +655,9 @@ class ConsulState:
     def _claim_unlisted(self) -> set[Target]:
         """Claim targets for the services that rules name where they are not listed; returns those targets."""
         self._unlisted = tuple(select.unlisted(self.rules))
+        self._unlisted_by_query = {}
+        for choice in self._unlisted:
+            self._unlisted_by_query.setdefault(choice.query, []).append(choice)
         return self._claim_all(self._unlisted)
 
     def _choose(self, name: Name, tags: frozenset[str], now: float) -> set[Target]:
